@@ -1,0 +1,1 @@
+//! LVM, file systems, mounts and quotas: the only code that touches them.
