@@ -144,7 +144,11 @@ impl Sandbox {
         self.end()
     }
 
-    fn end(&mut self) -> Result<()> {
+    /// As [`Sandbox::stop`], for one that is not owned.
+    ///
+    /// # Errors
+    /// As [`Sandbox::stop`].
+    pub fn end(&mut self) -> Result<()> {
         let _ = kill(Pid::from_raw(self.record.init), Signal::SIGKILL);
         if let Some(mut child) = self.child.take() {
             child.wait()?;

@@ -1,10 +1,9 @@
 //! A node without Kubernetes.
 
 use std::net::Ipv4Addr;
-use std::process;
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
-use std::{fs, path::Path};
+use std::{process, thread};
 
 use anyhow::Result;
 
@@ -48,7 +47,7 @@ impl Default for NodeOptions {
 #[derive(Debug)]
 pub struct Node {
     guest: Guest,
-    sandbox: Option<Sandbox>,
+    sandbox: Sandbox,
     agent: Agent,
 }
 
@@ -89,13 +88,96 @@ impl Node {
         Ok(Self {
             agent: guest.agent(&sandbox),
             guest,
-            sandbox: Some(sandbox),
+            sandbox,
         })
     }
 
     /// The node's agent, for what the methods here do not cover.
     pub fn agent(&self) -> &Agent {
         &self.agent
+    }
+
+    /// Runs a command; whatever its status, that is no error.
+    ///
+    /// # Errors
+    /// When it cannot be started, or does not end within five minutes.
+    pub fn exec<I, S>(&self, argv: I) -> Result<Output>
+    where
+        I: IntoIterator<Item = S>,
+        S: Into<String>,
+    {
+        self.exec_with(&Command::new(argv), b"")
+    }
+
+    /// Runs a command with an environment, a directory, and this on its
+    /// standard input.
+    ///
+    /// # Errors
+    /// As [`Node::exec`].
+    pub fn exec_with(&self, command: &Command, input: &[u8]) -> Result<Output> {
+        capture(&self.agent, command, Input::Bytes(input.to_vec()), COMMAND_LIMIT)
+    }
+
+    /// Runs a command that is to succeed; gives its standard output.
+    ///
+    /// # Errors
+    /// As [`Node::exec`], and for any status but 0.
+    pub fn run<I, S>(&self, argv: I) -> Result<String>
+    where
+        I: IntoIterator<Item = S>,
+        S: Into<String>,
+    {
+        self.exec(argv)?.ok()
+    }
+
+    /// Runs a shell script that stops at its first failing command.
+    ///
+    /// # Errors
+    /// As [`Node::run`].
+    pub fn sh(&self, script: &str) -> Result<String> {
+        self.run(["sh", "-ec", script])
+    }
+
+    /// Writes a file of mode 0644, whole before it appears; makes its directory.
+    ///
+    /// # Errors
+    /// When the node cannot.
+    pub fn write_file(&self, path: impl AsRef<Path>, content: impl Into<Vec<u8>>) -> Result<()> {
+        Ok(self.agent.write_file(path.as_ref(), 0o644, content.into())?)
+    }
+
+    /// The file's content.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn read_file(&self, path: &str) -> Result<String> {
+        self.run(["cat", path])
+    }
+
+    /// Cuts its power and leaves it off: what it had not written to a disk is lost.
+    ///
+    /// # Errors
+    /// When its processes cannot be ended.
+    pub fn power_cut(&mut self) -> Result<()> {
+        self.guest.power_cut(&self.sandbox)
+    }
+
+    /// Boots it again, with the disks it had.
+    ///
+    /// # Errors
+    /// When it is on, or does not come up.
+    pub fn power_on(&mut self) -> Result<()> {
+        self.guest.power_on(&self.sandbox)?;
+        self.guest.wait_ready(&self.sandbox)
+    }
+
+    /// Shuts it down in order and boots it again, with the disks it had.
+    ///
+    /// # Errors
+    /// When it does not stop, or does not come up.
+    pub fn reboot(&mut self) -> Result<()> {
+        self.guest.shut_down(&self.sandbox)?;
+        self.power_on()
     }
 }
 
@@ -111,10 +193,6 @@ pub(crate) fn make_bridge(sandbox: &Sandbox) -> Result<()> {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        if let Some(sandbox) = self.sandbox.take() {
-            let directory = sandbox.directory().to_path_buf();
-            let _ = sandbox.stop();
-            let _ = fs::remove_dir_all(directory);
-        }
+        super::finish(&mut self.sandbox, thread::panicking());
     }
 }
