@@ -62,11 +62,7 @@ impl Guest {
     pub fn create(sandbox: &Sandbox, options: GuestOptions) -> Result<Self> {
         let directory = sandbox.directory().join(&options.name);
         fs::create_dir_all(&directory)?;
-        let guest = Self {
-            options,
-            directory,
-            pid: None,
-        };
+        let guest = Self { options, directory, pid: None };
         let own = guest.directory.join("own.img");
         File::create(&own)?.set_len(16 << 30)?;
         let made = Process::new("mkfs.ext4")
@@ -181,7 +177,11 @@ impl Guest {
                     bail!("node {} stopped while it booted; its console said:\n{}", self.options.name, self.tail());
                 }
                 if start.elapsed() > BOOT_LIMIT {
-                    bail!("node {} did not boot in {BOOT_LIMIT:?}; its console said:\n{}", self.options.name, self.tail());
+                    bail!(
+                        "node {} did not boot in {BOOT_LIMIT:?}; its console said:\n{}",
+                        self.options.name,
+                        self.tail()
+                    );
                 }
             }
         }
@@ -263,12 +263,7 @@ pub(crate) fn capture(agent: &Agent, command: &Command, input: Input, limit: Dur
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     let (stdout, stderr) = (text(stdout), text(stderr));
     match exit {
-        Ok(exit) => Ok(Output {
-            command: command.line(),
-            stdout,
-            stderr,
-            status: exit.shell_code(),
-        }),
+        Ok(exit) => Ok(Output { command: command.line(), stdout, stderr, status: exit.shell_code() }),
         Err(error @ AgentError::TimedOut { .. }) => {
             bail!("{error}\n--- stdout so far\n{stdout}\n--- stderr so far\n{stderr}")
         }

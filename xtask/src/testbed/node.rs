@@ -85,11 +85,7 @@ impl Node {
         guest.power_on(&sandbox)?;
         guest.wait_ready(&sandbox)?;
         guest.make_volume_groups(&sandbox)?;
-        Ok(Self {
-            agent: guest.agent(&sandbox),
-            guest,
-            sandbox,
-        })
+        Ok(Self { agent: guest.agent(&sandbox), guest, sandbox })
     }
 
     /// The node's agent, for what the methods here do not cover.
