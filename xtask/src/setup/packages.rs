@@ -24,7 +24,6 @@ pub const CLUSTER: &[&str] = &[
     "containerd",
     "containernetworking-plugins",
     "etcd-server",
-    "iptables",
     "runc",
 ];
 
