@@ -11,8 +11,7 @@ pub const NODE: &[&str] =
     &["e2fsprogs", "iproute2", "kmod", "lvm2", "thin-provisioning-tools", "user-mode-linux", "util-linux", "xfsprogs"];
 
 /// For a cluster, besides those of a node.
-pub const CLUSTER: &[&str] =
-    &["busybox-static", "containerd", "containernetworking-plugins", "etcd-server", "iptables", "runc"];
+pub const CLUSTER: &[&str] = &["busybox-static", "containerd", "containernetworking-plugins", "etcd-server", "runc"];
 
 /// Installs those of `packages` that are missing.
 ///
