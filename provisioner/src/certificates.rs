@@ -10,8 +10,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose,
 };
 use time::{Duration, OffsetDateTime};
 
@@ -89,29 +89,12 @@ impl Pair {
     pub fn generate(days: u16) -> Result<Self, CertificatesError> {
         let controller_ca = authority("lvprov controller CA", days)?;
         let node_ca = authority("lvprov node CA", days)?;
-        let (controller, controller_key) = leaf(
-            CONTROLLER_NAME,
-            ExtendedKeyUsagePurpose::ClientAuth,
-            &controller_ca,
-            days,
-        )?;
-        let (node, node_key) = leaf(
-            NODE_SERVER_NAME,
-            ExtendedKeyUsagePurpose::ServerAuth,
-            &node_ca,
-            days,
-        )?;
+        let (controller, controller_key) =
+            leaf(CONTROLLER_NAME, ExtendedKeyUsagePurpose::ClientAuth, &controller_ca, days)?;
+        let (node, node_key) = leaf(NODE_SERVER_NAME, ExtendedKeyUsagePurpose::ServerAuth, &node_ca, days)?;
         Ok(Self {
-            controller: Material {
-                certificate: controller,
-                key: controller_key,
-                ca: node_ca.pem(),
-            },
-            node: Material {
-                certificate: node,
-                key: node_key,
-                ca: controller_ca.pem(),
-            },
+            controller: Material { certificate: controller, key: controller_key, ca: node_ca.pem() },
+            node: Material { certificate: node, key: node_key, ca: controller_ca.pem() },
         })
     }
 
@@ -136,10 +119,7 @@ impl Material {
             .recursive(true)
             .mode(0o700)
             .create(dir)
-            .map_err(|source| CertificatesError::Write {
-                path: dir.to_owned(),
-                source,
-            })?;
+            .map_err(|source| CertificatesError::Write { path: dir.to_owned(), source })?;
         for (name, content, mode) in self.files() {
             let path = dir.join(name);
             OpenOptions::new()
@@ -155,11 +135,7 @@ impl Material {
     }
 
     fn files(&self) -> [(&'static str, &str, u32); 3] {
-        [
-            ("tls.crt", &self.certificate, 0o644),
-            ("tls.key", &self.key, 0o600),
-            ("ca.crt", &self.ca, 0o644),
-        ]
+        [("tls.crt", &self.certificate, 0o644), ("tls.key", &self.key, 0o600), ("ca.crt", &self.ca, 0o644)]
     }
 
     fn secret(&self, name: &str, namespace: &str) -> String {
@@ -196,16 +172,10 @@ pub fn run(args: &Args) -> Result<(), CertificatesError> {
     }
     io::stdout()
         .write_all(pair.to_yaml(&args.namespace).as_bytes())
-        .map_err(|source| CertificatesError::Write {
-            path: "standard output".into(),
-            source,
-        })
+        .map_err(|source| CertificatesError::Write { path: "standard output".into(), source })
 }
 
-fn authority(
-    subject: &'static str,
-    days: u16,
-) -> Result<CertifiedIssuer<'static, KeyPair>, CertificatesError> {
+fn authority(subject: &'static str, days: u16) -> Result<CertifiedIssuer<'static, KeyPair>, CertificatesError> {
     let generate = |source| CertificatesError::Generate { subject, source };
     let mut params = params(subject, Vec::new(), days).map_err(generate)?;
     // It signs leaves and no other authority.
@@ -221,10 +191,7 @@ fn leaf(
     issuer: &CertifiedIssuer<'_, KeyPair>,
     days: u16,
 ) -> Result<(String, String), CertificatesError> {
-    let generate = |source| CertificatesError::Generate {
-        subject: name,
-        source,
-    };
+    let generate = |source| CertificatesError::Generate { subject: name, source };
     let mut params = params(name, vec![name.to_owned()], days).map_err(generate)?;
     params.use_authority_key_identifier_extension = true;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -234,16 +201,10 @@ fn leaf(
     Ok((certificate.pem(), key.serialize_pem()))
 }
 
-fn params(
-    common_name: &str,
-    names: Vec<String>,
-    days: u16,
-) -> Result<CertificateParams, rcgen::Error> {
+fn params(common_name: &str, names: Vec<String>, days: u16) -> Result<CertificateParams, rcgen::Error> {
     let mut params = CertificateParams::new(names)?;
     params.distinguished_name = DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, common_name);
+    params.distinguished_name.push(DnType::CommonName, common_name);
     let now = OffsetDateTime::now_utc();
     params.not_before = now - CLOCK_SKEW;
     params.not_after = now + Duration::days(days.into());
@@ -252,10 +213,7 @@ fn params(
 
 fn is_dns_label(text: &str) -> bool {
     let inside = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    (1..=63).contains(&text.len())
-        && text.chars().all(inside)
-        && !text.starts_with('-')
-        && !text.ends_with('-')
+    (1..=63).contains(&text.len()) && text.chars().all(inside) && !text.starts_with('-') && !text.ends_with('-')
 }
 
 #[cfg(test)]
@@ -272,18 +230,14 @@ mod tests {
 
     fn chain(material: &Material) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
         (
-            CertificateDer::pem_slice_iter(material.certificate.as_bytes())
-                .collect::<Result<_, _>>()
-                .unwrap(),
+            CertificateDer::pem_slice_iter(material.certificate.as_bytes()).collect::<Result<_, _>>().unwrap(),
             PrivateKeyDer::from_pem_slice(material.key.as_bytes()).unwrap(),
         )
     }
 
     fn roots(ca: &str) -> RootCertStore {
         let mut roots = RootCertStore::empty();
-        roots
-            .add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap())
-            .unwrap();
+        roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap()).unwrap();
         roots
     }
 
@@ -291,13 +245,9 @@ mod tests {
     fn handshake(server: &Material, client: &Material, name: &str) -> Result<(), rustls::Error> {
         crate::tls::install_crypto();
         let (certificates, key) = chain(server);
-        let verifier = WebPkiClientVerifier::builder(roots(&server.ca).into())
-            .build()
-            .unwrap();
-        let server = ServerConfig::builder()
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(certificates, key)
-            .unwrap();
+        let verifier = WebPkiClientVerifier::builder(roots(&server.ca).into()).build().unwrap();
+        let server =
+            ServerConfig::builder().with_client_cert_verifier(verifier).with_single_cert(certificates, key).unwrap();
         let (certificates, key) = chain(client);
         let client = ClientConfig::builder()
             .with_root_certificates(roots(&client.ca))
@@ -326,9 +276,8 @@ mod tests {
         let others = Pair::generate(1).unwrap();
         handshake(&ours.node, &ours.controller, NODE_SERVER_NAME).unwrap();
 
-        let refused = |server: &Material, client: &Material, name: &str| {
-            handshake(server, client, name).unwrap_err().to_string()
-        };
+        let refused =
+            |server: &Material, client: &Material, name: &str| handshake(server, client, name).unwrap_err().to_string();
         // The caller is of another installation, in whole or in part.
         // Each alone would do; here both sides have reason to refuse.
         refused(&ours.node, &others.controller, NODE_SERVER_NAME);
@@ -383,11 +332,7 @@ mod tests {
     #[test]
     fn files_are_what_the_service_loads() {
         let dir = tempfile::tempdir().unwrap();
-        let args = Args {
-            namespace: "lvprov-system".into(),
-            days: 1,
-            directory: Some(dir.path().to_owned()),
-        };
+        let args = Args { namespace: "lvprov-system".into(), days: 1, directory: Some(dir.path().to_owned()) };
         run(&args).unwrap();
         for side in ["controller", "node"] {
             crate::tls::TlsFiles::load(&dir.path().join(side)).unwrap();
@@ -399,11 +344,7 @@ mod tests {
     #[test]
     fn namespace_must_be_one() {
         for bad in ["", "a b", "a\nb: c", "-a", "A"] {
-            let args = Args {
-                namespace: bad.into(),
-                days: 1,
-                directory: None,
-            };
+            let args = Args { namespace: bad.into(), days: 1, directory: None };
             assert!(matches!(run(&args), Err(CertificatesError::Namespace(_))));
         }
     }

@@ -29,10 +29,7 @@ pub struct Args {
     #[arg(long, default_value = "/lvprov-flexvolume")]
     pub source: PathBuf,
     /// kubelet's volume plugin directory
-    #[arg(
-        long,
-        default_value = "/usr/libexec/kubernetes/kubelet-plugins/volume/exec"
-    )]
+    #[arg(long, default_value = "/usr/libexec/kubernetes/kubelet-plugins/volume/exec")]
     pub plugin_dir: PathBuf,
 }
 
@@ -109,11 +106,7 @@ pub fn install(source: &Path, plugin_dir: &Path) -> Result<Installed, InstallErr
     } else {
         let existed = dir.join(EXECUTABLE).exists();
         replace_executable(&driver, &dir)?;
-        if existed {
-            Installed::Updated
-        } else {
-            Installed::New
-        }
+        if existed { Installed::Updated } else { Installed::New }
     };
     parent.sync_all().map_err(at("sync", plugin_dir))?;
     Ok(installed)
@@ -146,8 +139,7 @@ fn install_directory(driver: &[u8], plugin_dir: &Path, dir: &Path) -> Result<(),
     let new = plugin_dir.join(DRIVER_DIR_NEW);
     fs::create_dir(&new).map_err(at("create", &new))?;
     // Whatever the umask says.
-    fs::set_permissions(&new, fs::Permissions::from_mode(MODE))
-        .map_err(at("set the mode of", &new))?;
+    fs::set_permissions(&new, fs::Permissions::from_mode(MODE)).map_err(at("set the mode of", &new))?;
     write_executable(driver, &new.join(EXECUTABLE))?;
     sync_dir(&new)?;
     fs::rename(&new, dir).map_err(at("rename to", dir))
@@ -163,26 +155,16 @@ fn replace_executable(driver: &[u8], dir: &Path) -> Result<(), InstallError> {
 }
 
 fn write_executable(driver: &[u8], path: &Path) -> Result<(), InstallError> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(MODE)
-        .open(path)
-        .map_err(at("create", path))?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(path).map_err(at("create", path))?;
     file.write_all(driver).map_err(at("write", path))?;
-    file.set_permissions(fs::Permissions::from_mode(MODE))
-        .map_err(at("set the mode of", path))?;
+    file.set_permissions(fs::Permissions::from_mode(MODE)).map_err(at("set the mode of", path))?;
     // A node that loses power must not come back with an empty driver.
     file.sync_all().map_err(at("sync", path))
 }
 
 fn read_program(path: &Path) -> Result<Vec<u8>, InstallError> {
     let content = fs::read(path).map_err(at("read", path))?;
-    if content.starts_with(b"\x7fELF") {
-        Ok(content)
-    } else {
-        Err(InstallError::NotAProgram(path.to_owned()))
-    }
+    if content.starts_with(b"\x7fELF") { Ok(content) } else { Err(InstallError::NotAProgram(path.to_owned())) }
 }
 
 /// Whether `path` is a file with this content that can be executed.
@@ -200,16 +182,12 @@ fn has(path: &Path, driver: &[u8]) -> Result<bool, InstallError> {
         }
     }
     let mut content = Vec::with_capacity(driver.len());
-    File::open(path)
-        .and_then(|mut file| file.read_to_end(&mut content))
-        .map_err(at("read", path))?;
+    File::open(path).and_then(|mut file| file.read_to_end(&mut content)).map_err(at("read", path))?;
     Ok(content == driver)
 }
 
 fn sync_dir(dir: &Path) -> Result<(), InstallError> {
-    File::open(dir)
-        .and_then(|file| file.sync_all())
-        .map_err(at("sync", dir))
+    File::open(dir).and_then(|file| file.sync_all()).map_err(at("sync", dir))
 }
 
 fn gone(result: io::Result<()>) -> io::Result<()> {
@@ -236,9 +214,7 @@ mod tests {
 
     impl Host {
         fn new() -> Self {
-            Self {
-                root: tempfile::tempdir().unwrap(),
-            }
+            Self { root: tempfile::tempdir().unwrap() }
         }
 
         fn plugin_dir(&self) -> PathBuf {

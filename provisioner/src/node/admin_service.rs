@@ -79,10 +79,7 @@ impl NodeAdmin for AdminService {
         Ok(Response::new(Box::pin(self.capacity.reports().map(Ok))))
     }
 
-    async fn inventory(
-        &self,
-        _request: Request<InventoryRequest>,
-    ) -> Result<Response<Self::InventoryStream>, Status> {
+    async fn inventory(&self, _request: Request<InventoryRequest>) -> Result<Response<Self::InventoryStream>, Status> {
         let items = self.take_inventory().await.inspect_err(|error| warn!(%error, "no inventory"))?;
         Ok(Response::new(Box::pin(tokio_stream::iter(items.into_iter().map(Ok)))))
     }

@@ -83,7 +83,7 @@ pub struct Reporter<F> {
 
 impl<F> Reporter<F>
 where
-    F: Fn() -> Result<Vec<VolumeGroup>, ReportError> + Clone + Send + 'static,
+    F: Fn() -> Result<Vec<VolumeGroup>, ReportError> + Clone + Send + Sync + 'static,
 {
     /// `report` asks LVM and may block. `operations` is how many of our own
     /// operations are under way: a burst of them is reported at its end.
@@ -181,7 +181,7 @@ mod tests {
     }
 
     impl Bench {
-        fn start(answer: impl Fn(u64) -> Vec<VolumeGroup> + Clone + Send + 'static) -> Self {
+        fn start(answer: impl Fn(u64) -> Vec<VolumeGroup> + Clone + Send + Sync + 'static) -> Self {
             let directory = tempfile::tempdir().unwrap();
             fs::create_dir(directory.path().join("backup")).unwrap();
             let reports = Arc::new(AtomicU64::new(0));

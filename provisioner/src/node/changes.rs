@@ -13,6 +13,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tracing::warn;
 
@@ -69,7 +70,7 @@ impl Changes {
                 );
             })
             .ok();
-        let inotify = AsyncFd::new(Descriptor(inotify)).map_err(at)?;
+        let inotify = register(Descriptor(inotify)).map_err(at)?;
         Ok(Self { inotify, lock_directory: lock_directory.to_owned(), locks, backup })
     }
 
@@ -139,6 +140,12 @@ impl Changes {
     fn error(&self, source: io::Error) -> ChangesError {
         ChangesError { path: self.lock_directory.clone(), source }
     }
+}
+
+#[allow(unsafe_code)]
+fn register(descriptor: Descriptor) -> io::Result<AsyncFd<Descriptor>> {
+    // SAFETY: the descriptor is open, owned by what is handed over, and always the same one.
+    Ok(unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }?)
 }
 
 fn watch_locks(inotify: &Inotify, directory: &Path) -> io::Result<WatchDescriptor> {

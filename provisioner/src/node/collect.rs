@@ -262,7 +262,9 @@ mod tests {
         let pod = root.join("pods/0f0e7f0a-1111-4222-8333-444455556666/volumes/lvprov.io~lvm/data");
         parse(mount(pod.to_str().unwrap())).unwrap();
         parse(mount("/var/log/lvprov/shop/web")).unwrap();
-        for bad in ["/", "/etc", "", "relative", "/var/log/lvprov/../../..", "/var/log/lvprovx", "/var/lib/kubelet/pods"] {
+        for bad in
+            ["/", "/etc", "", "relative", "/var/log/lvprov/../../..", "/var/log/lvprovx", "/var/lib/kubelet/pods"]
+        {
             assert!(matches!(parse(mount(bad)), Err(CollectError::Place(_))), "{bad:?}");
         }
     }

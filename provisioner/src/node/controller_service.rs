@@ -55,11 +55,7 @@ impl ControllerService {
         }
         // An extent's size never changes, so an old report does.
         volume.extent_size = self.capacity.group(&volume.vg).map(|group| group.extent_size);
-        let id = VolumeId {
-            vg: volume.vg.clone(),
-            lv: volume.name.clone(),
-            claim_uid: volume.owner.claim_uid.clone(),
-        };
+        let id = VolumeId { vg: volume.vg.clone(), lv: volume.name.clone(), claim_uid: volume.owner.claim_uid.clone() };
         let operation = self.in_progress.begin(&id.to_string())?;
         let turn = self.in_progress.turn(&id.vg).await;
         let lvm = Arc::clone(&self.lvm);
@@ -109,7 +105,8 @@ impl ControllerService {
             return Ok(0);
         }
         let fs = request.parameters.get(parameters::FS_TYPE).map(String::as_str);
-        let usable = request.volume_capabilities.is_empty() && fs.is_none_or(|fs| fs.parse::<lvm::filesystem::FsType>().is_ok());
+        let usable =
+            request.volume_capabilities.is_empty() && fs.is_none_or(|fs| fs.parse::<lvm::filesystem::FsType>().is_ok());
         if !usable && capability::check(&request.volume_capabilities, fs).is_err() {
             return Ok(0);
         }
@@ -123,7 +120,13 @@ impl ControllerService {
 }
 
 /// One line for each call that changes something.
-fn log<T, E: Display>(call: &str, volume: &str, started: Instant, result: &Result<T, E>, detail: impl Fn(&T) -> String) {
+fn log<T, E: Display>(
+    call: &str,
+    volume: &str,
+    started: Instant,
+    result: &Result<T, E>,
+    detail: impl Fn(&T) -> String,
+) {
     let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     match result {
         Ok(done) => info!(call, volume, ms, result = detail(done)),

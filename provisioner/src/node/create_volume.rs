@@ -177,8 +177,7 @@ fn checked<T>(
 /// is no use for a local one.
 fn check_place(requirement: Option<&TopologyRequirement>, node: &str) -> Result<(), CreateVolumeError> {
     let requirement = requirement.cloned().unwrap_or_default();
-    let topologies =
-        if requirement.requisite.is_empty() { &requirement.preferred } else { &requirement.requisite };
+    let topologies = if requirement.requisite.is_empty() { &requirement.preferred } else { &requirement.requisite };
     let wanted: Vec<&str> =
         topologies.iter().filter_map(|topology| topology.segments.get(TOPOLOGY_NODE).map(String::as_str)).collect();
     if wanted.contains(&node) {

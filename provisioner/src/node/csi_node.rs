@@ -8,12 +8,11 @@ use std::collections::HashMap;
 
 use lvprov_proto::csi::node_server::Node;
 use lvprov_proto::csi::{
-    NodeExpandVolumeRequest, NodeExpandVolumeResponse, NodeGetCapabilitiesRequest,
-    NodeGetCapabilitiesResponse, NodeGetInfoRequest, NodeGetInfoResponse,
-    NodeGetVolumeStatsRequest, NodeGetVolumeStatsResponse, NodePublishVolumeRequest,
-    NodePublishVolumeResponse, NodeStageVolumeRequest, NodeStageVolumeResponse,
-    NodeUnpublishVolumeRequest, NodeUnpublishVolumeResponse, NodeUnstageVolumeRequest,
-    NodeUnstageVolumeResponse, Topology,
+    NodeExpandVolumeRequest, NodeExpandVolumeResponse, NodeGetCapabilitiesRequest, NodeGetCapabilitiesResponse,
+    NodeGetInfoRequest, NodeGetInfoResponse, NodeGetVolumeStatsRequest, NodeGetVolumeStatsResponse,
+    NodePublishVolumeRequest, NodePublishVolumeResponse, NodeStageVolumeRequest, NodeStageVolumeResponse,
+    NodeUnpublishVolumeRequest, NodeUnpublishVolumeResponse, NodeUnstageVolumeRequest, NodeUnstageVolumeResponse,
+    Topology,
 };
 use tonic::{Request, Response, Status};
 
@@ -34,9 +33,7 @@ impl NodeService {
 
 /// The segments that say "on this node".
 pub(super) fn topology(node_name: &str) -> Topology {
-    Topology {
-        segments: HashMap::from([(TOPOLOGY_NODE.to_owned(), node_name.to_owned())]),
-    }
+    Topology { segments: HashMap::from([(TOPOLOGY_NODE.to_owned(), node_name.to_owned())]) }
 }
 
 /// For every call that is not served: it stands in the pod's Events.
@@ -64,9 +61,7 @@ impl Node for NodeService {
         &self,
         _request: Request<NodeGetCapabilitiesRequest>,
     ) -> Result<Response<NodeGetCapabilitiesResponse>, Status> {
-        Ok(Response::new(NodeGetCapabilitiesResponse {
-            capabilities: Vec::new(),
-        }))
+        Ok(Response::new(NodeGetCapabilitiesResponse { capabilities: Vec::new() }))
     }
 
     async fn node_stage_volume(

@@ -4,8 +4,8 @@ use lvprov_proto::csi::identity_server::Identity;
 use lvprov_proto::csi::plugin_capability::service::Type;
 use lvprov_proto::csi::plugin_capability::{self, Service};
 use lvprov_proto::csi::{
-    GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest,
-    GetPluginInfoResponse, PluginCapability, ProbeRequest, ProbeResponse,
+    GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest, GetPluginInfoResponse,
+    PluginCapability, ProbeRequest, ProbeResponse,
 };
 use tonic::{Request, Response, Status};
 
@@ -43,24 +43,14 @@ impl Identity for IdentityService {
         _request: Request<GetPluginCapabilitiesRequest>,
     ) -> Result<Response<GetPluginCapabilitiesResponse>, Status> {
         let capability = |kind: Type| PluginCapability {
-            r#type: Some(plugin_capability::Type::Service(Service {
-                r#type: kind.into(),
-            })),
+            r#type: Some(plugin_capability::Type::Service(Service { r#type: kind.into() })),
         };
         Ok(Response::new(GetPluginCapabilitiesResponse {
-            capabilities: vec![
-                capability(Type::ControllerService),
-                capability(Type::VolumeAccessibilityConstraints),
-            ],
+            capabilities: vec![capability(Type::ControllerService), capability(Type::VolumeAccessibilityConstraints)],
         }))
     }
 
-    async fn probe(
-        &self,
-        _request: Request<ProbeRequest>,
-    ) -> Result<Response<ProbeResponse>, Status> {
-        Ok(Response::new(ProbeResponse {
-            ready: Some(self.capacity.latest().is_some()),
-        }))
+    async fn probe(&self, _request: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
+        Ok(Response::new(ProbeResponse { ready: Some(self.capacity.latest().is_some()) }))
     }
 }

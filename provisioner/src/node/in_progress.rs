@@ -33,11 +33,7 @@ pub struct Busy {
 
 impl Default for InProgress {
     fn default() -> Self {
-        Self {
-            volumes: Mutex::default(),
-            queues: Mutex::default(),
-            count: watch::Sender::new(0),
-        }
+        Self { volumes: Mutex::default(), queues: Mutex::default(), count: watch::Sender::new(0) }
     }
 }
 
@@ -52,15 +48,10 @@ impl InProgress {
     pub fn begin(self: &Arc<Self>, volume: &str) -> Result<Operation, Busy> {
         let mut volumes = lock(&self.volumes);
         if !volumes.insert(volume.to_owned()) {
-            return Err(Busy {
-                volume: volume.to_owned(),
-            });
+            return Err(Busy { volume: volume.to_owned() });
         }
         self.count.send_replace(volumes.len());
-        Ok(Operation {
-            all: Arc::clone(self),
-            volume: volume.to_owned(),
-        })
+        Ok(Operation { all: Arc::clone(self), volume: volume.to_owned() })
     }
 
     /// Waits for this process's turn at a volume group, first come first

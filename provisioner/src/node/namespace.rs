@@ -43,11 +43,8 @@ pub enum NamespaceError {
 }
 
 /// The mount namespace comes last: after it, /proc is the host's.
-const NAMESPACES: [(&str, CloneFlags); 3] = [
-    ("cgroup", CloneFlags::CLONE_NEWCGROUP),
-    ("ipc", CloneFlags::CLONE_NEWIPC),
-    ("mnt", CloneFlags::CLONE_NEWNS),
-];
+const NAMESPACES: [(&str, CloneFlags); 3] =
+    [("cgroup", CloneFlags::CLONE_NEWCGROUP), ("ipc", CloneFlags::CLONE_NEWIPC), ("mnt", CloneFlags::CLONE_NEWNS)];
 
 /// Moves this process into the host's mount, IPC and cgroup namespaces; the
 /// working directory is the host's root then.
@@ -73,15 +70,9 @@ pub fn enter_host() -> Result<(), NamespaceError> {
         }
     }
     for (path, file, flag) in opened {
-        setns(file, flag).map_err(|errno| NamespaceError::Enter {
-            path,
-            source: errno.into(),
-        })?;
+        setns(file, flag).map_err(|errno| NamespaceError::Enter { path, source: errno.into() })?;
     }
     // The kernel sets root and working directory to the new namespace's root,
     // and says so nowhere that could be relied on.
-    std::env::set_current_dir("/").map_err(|source| NamespaceError::Enter {
-        path: "/".into(),
-        source,
-    })
+    std::env::set_current_dir("/").map_err(|source| NamespaceError::Enter { path: "/".into(), source })
 }

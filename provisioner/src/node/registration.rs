@@ -6,9 +6,7 @@
 use std::path::Path;
 
 use lvprov_proto::pluginregistration::registration_server::Registration;
-use lvprov_proto::pluginregistration::{
-    InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse,
-};
+use lvprov_proto::pluginregistration::{InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse};
 use tonic::{Request, Response, Status};
 use tracing::{error, info};
 
@@ -23,18 +21,13 @@ pub struct RegistrationService {
 impl RegistrationService {
     /// `endpoint`: the CSI socket, as kubelet sees it.
     pub fn new(endpoint: &Path) -> Self {
-        Self {
-            endpoint: endpoint.display().to_string(),
-        }
+        Self { endpoint: endpoint.display().to_string() }
     }
 }
 
 #[tonic::async_trait]
 impl Registration for RegistrationService {
-    async fn get_info(
-        &self,
-        _request: Request<InfoRequest>,
-    ) -> Result<Response<PluginInfo>, Status> {
+    async fn get_info(&self, _request: Request<InfoRequest>) -> Result<Response<PluginInfo>, Status> {
         Ok(Response::new(PluginInfo {
             r#type: "CSIPlugin".to_owned(),
             name: DRIVER.to_owned(),
@@ -53,11 +46,7 @@ impl Registration for RegistrationService {
             info!(driver = DRIVER, "kubelet has registered the driver");
         } else {
             // kubelet tries again by itself.
-            error!(
-                driver = DRIVER,
-                reason = status.error,
-                "kubelet refused to register the driver"
-            );
+            error!(driver = DRIVER, reason = status.error, "kubelet refused to register the driver");
         }
         Ok(Response::new(RegistrationStatusResponse {}))
     }

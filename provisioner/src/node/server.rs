@@ -75,10 +75,7 @@ pub async fn serve_controller(
         .add_service(IdentityServer::new(IdentityService::new(capacity)))
         .add_service(ControllerServer::new(controller))
         .add_service(NodeAdminServer::new(admin))
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            stop.cancelled_owned(),
-        )
+        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop.cancelled_owned())
         .await
 }
 

@@ -43,7 +43,15 @@ pub struct SocketError {
 #[derive(Debug)]
 pub struct Socket {
     path: PathBuf,
-    inode: u64,
+    identity: Identity,
+}
+
+/// Inode and time of its last change: the number alone is given again.
+type Identity = (u64, i64, i64);
+
+fn identity(path: &Path) -> io::Result<Identity> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.ino(), metadata.ctime(), metadata.ctime_nsec()))
 }
 
 impl Socket {
@@ -68,15 +76,15 @@ impl Socket {
         }
         let listener = UnixListener::bind(path).map_err(|source| error("bind", source))?;
         fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(|source| error("set the mode of", source))?;
-        let inode = fs::metadata(path).map_err(|source| error("look at", source))?.ino();
-        Ok((Self { path: path.to_owned(), inode }, listener))
+        let identity = identity(path).map_err(|source| error("look at", source))?;
+        Ok((Self { path: path.to_owned(), identity }, listener))
     }
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
         // A successor may have put its own there already.
-        if fs::symlink_metadata(&self.path).is_ok_and(|there| there.ino() == self.inode) {
+        if identity(&self.path).is_ok_and(|there| there == self.identity) {
             let _ = fs::remove_file(&self.path);
         }
     }
