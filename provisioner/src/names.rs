@@ -1,0 +1,45 @@
+//! The names that controller, node service, kubelet and manifests agree on.
+
+/// Provisioner of our StorageClasses, and name of the CSI driver.
+pub const DRIVER: &str = "lvm.lvprov.io";
+
+/// FlexVolume driver that mounts our PersistentVolumes.
+pub const FLEX_DRIVER: &str = "lvprov.io/lvm";
+
+/// Node label that kubelet sets when the node service registers; its value is
+/// the node's name. Also the key of our CSI topology segments.
+pub const TOPOLOGY_NODE: &str = "topology.lvprov.io/node";
+
+/// TCP port of the node service.
+pub const NODE_PORT: u16 = 9808;
+
+/// The name in every node's certificate. Nodes are called by IP address, so
+/// this is what the controller checks instead.
+pub const NODE_SERVER_NAME: &str = "node.lvprov.io";
+
+/// Namespace of the installation, unless told otherwise.
+pub const NAMESPACE: &str = "lvprov-system";
+
+/// Secret with the controller's certificate and the nodes' CA.
+pub const CONTROLLER_TLS_SECRET: &str = "lvprov-controller-tls";
+
+/// Secret with the nodes' certificate and the controller's CA.
+pub const NODE_TLS_SECRET: &str = "lvprov-node-tls";
+
+/// Keys of `CreateVolumeRequest.parameters`. Any other key is refused.
+pub mod parameters {
+    /// Volume group that the volume is carved from. Required.
+    pub const VOLUME_GROUP: &str = "volumeGroup";
+    /// File system: `xfs` (the default) or `ext4`.
+    pub const FS_TYPE: &str = "csi.storage.k8s.io/fstype";
+    /// Name of the claim. Required.
+    pub const PVC_NAME: &str = "csi.storage.k8s.io/pvc/name";
+    /// Namespace of the claim. Required.
+    pub const PVC_NAMESPACE: &str = "csi.storage.k8s.io/pvc/namespace";
+    /// Name of the PersistentVolume to come; the same as the request's name.
+    pub const PV_NAME: &str = "csi.storage.k8s.io/pv/name";
+    /// UID of the claim. Required.
+    pub const CLAIM_UID: &str = "lvprov.io/claim-uid";
+    /// UID of the cluster's kube-system namespace. Required.
+    pub const CLUSTER: &str = "lvprov.io/cluster";
+}
