@@ -1,0 +1,179 @@
+//! Who owns a logical volume: its tags, and the UUID of its file system.
+//!
+//! Tags are the truth on disk (every logical volume of ours carries them). The
+//! file system's UUID is derived from the owner too, so that the driver can
+//! tell from the superblock alone, without asking LVM, that what it is about to
+//! mount was made for this claim and this namespace: a signature that an
+//! interrupted `lvcreate` did not wipe, or the volume of another namespace
+//! named in a pod's options, has another UUID.
+
+use crate::names::{ClaimName, ClaimUid, ClusterId, LogVolumeName, Namespace};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+const KIND: &str = "lvprov.io/kind=";
+const CLUSTER: &str = "lvprov.io/cluster=";
+const CLAIM_UID: &str = "lvprov.io/claim-uid=";
+const CLAIM: &str = "lvprov.io/claim=";
+const LOG: &str = "lvprov.io/log=";
+
+/// The owner of a logical volume of ours, as its tags tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Owner {
+    /// The volume of one PersistentVolumeClaim.
+    Data(DataOwner),
+    /// The log volume that pods of one namespace share on this node.
+    Log {
+        /// Namespace of the pods.
+        namespace: Namespace,
+        /// Name of the log volume in that namespace.
+        volume: LogVolumeName,
+    },
+}
+
+/// The claim that a data volume was made for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DataOwner {
+    /// The cluster whose claim it is.
+    pub cluster: ClusterId,
+    /// UID of the claim.
+    pub claim_uid: ClaimUid,
+    /// Namespace of the claim.
+    pub namespace: Namespace,
+    /// Name of the claim.
+    pub claim: ClaimName,
+}
+
+impl Owner {
+    /// The tags that `lvcreate --addtag` is given.
+    pub fn to_tags(&self) -> Vec<String> {
+        match self {
+            Owner::Data(data) => vec![
+                format!("{KIND}data"),
+                format!("{CLUSTER}{}", data.cluster),
+                format!("{CLAIM_UID}{}", data.claim_uid),
+                format!("{CLAIM}{}/{}", data.namespace, data.claim),
+            ],
+            Owner::Log { namespace, volume } => vec![format!("{KIND}log"), format!("{LOG}{namespace}/{volume}")],
+        }
+    }
+
+    /// Reads the owner from an LV's tags. None: not ours, or not whole, and
+    /// then not touched.
+    pub fn from_tags<'a>(tags: impl IntoIterator<Item = &'a str>) -> Option<Self> {
+        let (mut kind, mut cluster, mut uid, mut claim, mut log) = (None, None, None, None, None);
+        for tag in tags {
+            for (prefix, slot) in
+                [(KIND, &mut kind), (CLUSTER, &mut cluster), (CLAIM_UID, &mut uid), (CLAIM, &mut claim), (LOG, &mut log)]
+            {
+                if let Some(value) = tag.strip_prefix(prefix) {
+                    *slot = Some(value);
+                }
+            }
+        }
+        match kind? {
+            "data" => {
+                let (namespace, claim) = claim?.split_once('/')?;
+                Some(Owner::Data(DataOwner {
+                    cluster: ClusterId::parse(cluster?).ok()?,
+                    claim_uid: ClaimUid::parse(uid?).ok()?,
+                    namespace: Namespace::parse(namespace).ok()?,
+                    claim: ClaimName::parse(claim).ok()?,
+                }))
+            }
+            "log" => {
+                let (namespace, volume) = log?.split_once('/')?;
+                Some(Owner::Log {
+                    namespace: Namespace::parse(namespace).ok()?,
+                    volume: LogVolumeName::parse(volume).ok()?,
+                })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The UUID of a data volume's file system.
+pub fn data_uuid(namespace: &Namespace, claim_uid: &ClaimUid) -> Uuid {
+    derive(&["data", namespace.as_str(), claim_uid.as_str()])
+}
+
+/// The UUID of a log volume's file system.
+pub fn log_uuid(namespace: &Namespace, volume: &LogVolumeName) -> Uuid {
+    derive(&["log", namespace.as_str(), volume.as_str()])
+}
+
+fn derive(parts: &[&str]) -> Uuid {
+    let digest = digest(parts);
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest[..16]);
+    // Version 8 of RFC 9562: a UUID of the application's own making.
+    uuid::Builder::from_custom_bytes(bytes).into_uuid()
+}
+
+/// SHA-256 of the parts; no part may hold a newline, which sets them apart.
+pub(crate) fn digest(parts: &[&str]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update(b"lvprov.io\n");
+    for part in parts {
+        hash.update(part.as_bytes());
+        hash.update(b"\n");
+    }
+    hash.finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn data() -> Owner {
+        Owner::Data(DataOwner {
+            cluster: ClusterId::parse("11111111-2222-4333-8444-555555555555").unwrap(),
+            claim_uid: ClaimUid::parse("0f0e7f0a-1111-4222-8333-444455556666").unwrap(),
+            namespace: Namespace::parse("shop").unwrap(),
+            claim: ClaimName::parse("data-web-0").unwrap(),
+        })
+    }
+
+    #[test]
+    fn tags_go_both_ways_in_any_order_and_among_others() {
+        let log = Owner::Log {
+            namespace: Namespace::parse("shop").unwrap(),
+            volume: LogVolumeName::parse("web-logs").unwrap(),
+        };
+        for owner in [data(), log] {
+            let mut tags = owner.to_tags();
+            tags.reverse();
+            tags.push("backup".to_owned());
+            assert_eq!(Owner::from_tags(tags.iter().map(String::as_str)), Some(owner));
+        }
+    }
+
+    #[test]
+    fn a_volume_with_half_of_the_tags_is_not_ours() {
+        let tags = data().to_tags();
+        for missing in 0..tags.len() {
+            let left: Vec<&str> =
+                tags.iter().enumerate().filter(|(i, _)| *i != missing).map(|(_, t)| t.as_str()).collect();
+            assert_eq!(Owner::from_tags(left), None);
+        }
+        assert_eq!(Owner::from_tags([]), None);
+    }
+
+    #[test]
+    fn tags_hold_only_what_lvm_takes() {
+        for tag in data().to_tags() {
+            assert!(tag.len() <= 1024);
+            assert!(tag.bytes().all(|b| b.is_ascii_alphanumeric() || b"_+.-/=!:&#".contains(&b)), "{tag}");
+        }
+    }
+
+    #[test]
+    fn another_namespace_or_claim_means_another_file_system() {
+        let uid = ClaimUid::parse("0f0e7f0a-1111-4222-8333-444455556666").unwrap();
+        let (a, b) = (Namespace::parse("a").unwrap(), Namespace::parse("b").unwrap());
+        assert_ne!(data_uuid(&a, &uid), data_uuid(&b, &uid));
+        assert_eq!(data_uuid(&a, &uid), data_uuid(&a, &uid));
+        assert_eq!(data_uuid(&a, &uid).get_version_num(), 8);
+    }
+}

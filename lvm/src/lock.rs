@@ -1,0 +1,142 @@
+//! One writer at a time: file locks that wait, up to a deadline.
+//!
+//! Locks are flock(2) on files below [`DIRECTORY`], so the kernel frees them
+//! when their holder dies. A mutating lvm command inherits its group's lock and
+//! so keeps it even if the process that started it is killed.
+//!
+//! Whoever has changed a volume group writes to its lock file: the node service
+//! watches these files (inotify) and so learns of every change, also of those
+//! that the driver makes.
+
+use crate::names::{LvName, VgName};
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::Write;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Where lock files lie. Emptied by a reboot, as locks should be.
+pub const DIRECTORY: &str = "/run/lock/lvprov";
+
+/// A lock could not be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Its file cannot be opened or locked.
+    #[error("cannot lock {path}: {source}")]
+    Io {
+        /// The lock file.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Somebody held it for too long.
+    #[error("{what} was busy for {} s; it is tried again (see who holds {path})", .waited.as_secs())]
+    Busy {
+        /// What is locked.
+        what: String,
+        /// The lock file.
+        path: String,
+        /// How long was waited.
+        waited: Duration,
+    },
+}
+
+/// A lock held; dropped, it is free.
+#[derive(Debug)]
+pub struct Lock {
+    file: File,
+}
+
+/// The file of a volume group's lock: written to after every change.
+pub fn volume_group_path(vg: &VgName) -> PathBuf {
+    Path::new(DIRECTORY).join(format!("vg-{vg}.lock"))
+}
+
+impl Lock {
+    /// Locks a volume group against all our other writers.
+    pub fn volume_group(vg: &VgName, patience: Duration) -> Result<Self, LockError> {
+        Self::take(&volume_group_path(vg), &format!("volume group {vg}"), patience)
+    }
+
+    /// Locks a log volume: its mount, its directories, its end.
+    pub fn log_volume(lv: &LvName, patience: Duration) -> Result<Self, LockError> {
+        Self::take(&Path::new(DIRECTORY).join(format!("{lv}.lock")), &format!("log volume {lv}"), patience)
+    }
+
+    fn take(path: &Path, what: &str, patience: Duration) -> Result<Self, LockError> {
+        let io = |source| LockError::Io { path: path.display().to_string(), source };
+        let open = || OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+        let file = match open() {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                if let Some(parent) = path.parent() {
+                    DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(io)?;
+                }
+                open().map_err(io)?
+            }
+            other => other.map_err(io)?,
+        };
+        let start = Instant::now();
+        let mut pause = Duration::from_millis(1);
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Self { file }),
+                Err(std::fs::TryLockError::WouldBlock) if start.elapsed() < patience => {
+                    // flock(2) has no time limit of its own, and a signal handler would not suit a library.
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_millis(50));
+                }
+                Err(std::fs::TryLockError::WouldBlock) => {
+                    return Err(LockError::Busy {
+                        what: what.to_owned(),
+                        path: path.display().to_string(),
+                        waited: start.elapsed(),
+                    });
+                }
+                Err(std::fs::TryLockError::Error(source)) => return Err(io(source)),
+            }
+        }
+    }
+
+    /// Tells watchers that what this lock guards has changed.
+    pub fn announce_change(&mut self) {
+        // Only the event counts, not what is written; a full /run is no reason to fail.
+        let _ = self.file.set_len(0);
+        let _ = self.file.write_all(b"changed\n");
+    }
+
+    /// The descriptor, for a child that must hold the lock as long as it runs.
+    pub fn fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_waits_until_the_first_is_done() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("sub").join("a.lock");
+        let first = Lock::take(&path, "a", Duration::ZERO).unwrap();
+        assert!(matches!(Lock::take(&path, "a", Duration::from_millis(20)), Err(LockError::Busy { .. })));
+        let waiting = std::thread::spawn({
+            let path = path.clone();
+            move || Lock::take(&path, "a", Duration::from_secs(20)).is_ok()
+        });
+        std::thread::sleep(Duration::from_millis(20));
+        drop(first);
+        assert!(waiting.join().unwrap());
+    }
+
+    #[test]
+    fn a_change_shows_on_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.lock");
+        let mut lock = Lock::take(&path, "a", Duration::ZERO).unwrap();
+        lock.announce_change();
+        lock.announce_change();
+        assert!(std::fs::read_to_string(&path).unwrap().ends_with("changed\n"));
+    }
+}

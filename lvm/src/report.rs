@@ -1,0 +1,168 @@
+//! What LVM reports, decoded into types.
+//!
+//! Reports are asked for as JSON, in bytes, with times as seconds since 1970
+//! (lvmreport(7)). LVM prints advice in the midst of the JSON on standard
+//! output: such lines are dropped and counted.
+
+use crate::identity::Owner;
+use crate::names::{LvName, VgName};
+use serde::Deserialize;
+
+/// A volume group, as LVM sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeGroup {
+    /// Its name.
+    pub name: VgName,
+    /// Bytes in all.
+    pub size: u64,
+    /// Bytes not allocated.
+    pub free: u64,
+    /// Bytes of one extent.
+    pub extent_size: u64,
+}
+
+/// A logical volume that carries our tags.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogicalVolume {
+    /// Its volume group.
+    pub vg: VgName,
+    /// Its name.
+    pub name: LvName,
+    /// Bytes.
+    pub size: u64,
+    /// When it was made, in seconds since 1970.
+    pub created: i64,
+    /// Whether it has a device node.
+    pub active: bool,
+    /// Whether anything holds the device open: a mount in any mount namespace,
+    /// a process, a device on top of it.
+    pub open: bool,
+    /// Who it belongs to.
+    pub owner: Owner,
+}
+
+/// A report that could not be had or read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// The command failed.
+    #[error(transparent)]
+    Command(#[from] crate::command::CommandError),
+    /// It printed something else than expected.
+    #[error("cannot read the output of {report}: {reason}")]
+    Unreadable {
+        /// The report.
+        report: &'static str,
+        /// What was wrong.
+        reason: String,
+    },
+}
+
+/// Arguments of every report: stable, machine-readable output.
+pub(crate) const FORMAT: [&str; 9] = [
+    "--reportformat",
+    "json",
+    "--units",
+    "b",
+    "--nosuffix",
+    "--config",
+    "report/time_format=\"%s\"",
+    "--ignorelockingfailure",
+    "-o",
+];
+pub(crate) const VG_FIELDS: &str = "vg_name,vg_size,vg_free,vg_extent_size";
+pub(crate) const LV_FIELDS: &str = "vg_name,lv_name,lv_size,lv_attr,lv_time,lv_tags";
+
+#[derive(Deserialize)]
+struct VgRow {
+    vg_name: String,
+    vg_size: String,
+    vg_free: String,
+    vg_extent_size: String,
+}
+
+#[derive(Deserialize)]
+struct LvRow {
+    vg_name: String,
+    lv_name: String,
+    lv_size: String,
+    lv_attr: String,
+    lv_time: String,
+    lv_tags: String,
+}
+
+#[derive(Deserialize)]
+struct Report<T> {
+    #[serde(default = "Vec::new", alias = "vg", alias = "lv")]
+    rows: Vec<T>,
+}
+
+#[derive(Deserialize)]
+struct Document<T> {
+    report: Vec<Report<T>>,
+}
+
+/// Rows of a report, and how many lines of advice stood among them.
+fn rows<T: for<'de> Deserialize<'de>>(report: &'static str, stdout: &[u8]) -> Result<(Vec<T>, usize), ReportError> {
+    let unreadable = |reason: String| ReportError::Unreadable { report, reason };
+    let text = std::str::from_utf8(stdout).map_err(|error| unreadable(error.to_string()))?;
+    let (mut json, mut advice) = (String::with_capacity(text.len()), 0);
+    for line in text.lines() {
+        // Every line of LVM's JSON begins with one of these; advice begins with a word.
+        match line.trim_start().bytes().next() {
+            None => {}
+            Some(b'{' | b'}' | b'[' | b']' | b'"' | b',') => {
+                json.push_str(line);
+                json.push('\n');
+            }
+            Some(_) => advice += 1,
+        }
+    }
+    let document: Document<T> = serde_json::from_str(&json).map_err(|error| unreadable(error.to_string()))?;
+    Ok((document.report.into_iter().flat_map(|r| r.rows).collect(), advice))
+}
+
+fn number(report: &'static str, field: &str, text: &str) -> Result<u64, ReportError> {
+    text.trim().parse().map_err(|_| ReportError::Unreadable { report, reason: format!("{field} is {text:?}, not a number") })
+}
+
+/// Decodes the output of `vgs`.
+pub fn volume_groups(stdout: &[u8]) -> Result<Vec<VolumeGroup>, ReportError> {
+    let report = "vgs";
+    let (rows, _) = rows::<VgRow>(report, stdout)?;
+    let mut groups = Vec::with_capacity(rows.len());
+    for row in rows {
+        let name = VgName::parse(&row.vg_name)
+            .map_err(|error| ReportError::Unreadable { report, reason: error.to_string() })?;
+        groups.push(VolumeGroup {
+            name,
+            size: number(report, "vg_size", &row.vg_size)?,
+            free: number(report, "vg_free", &row.vg_free)?,
+            extent_size: number(report, "vg_extent_size", &row.vg_extent_size)?,
+        });
+    }
+    Ok(groups)
+}
+
+/// Decodes the output of `lvs`. Volumes that are not ours are left out.
+pub fn volumes(stdout: &[u8]) -> Result<Vec<LogicalVolume>, ReportError> {
+    let report = "lvs";
+    let (rows, _) = rows::<LvRow>(report, stdout)?;
+    let mut volumes = Vec::new();
+    for row in rows {
+        let Some(owner) = Owner::from_tags(row.lv_tags.split(',').filter(|tag| !tag.is_empty())) else { continue };
+        let unreadable = |error: crate::names::NameError| ReportError::Unreadable { report, reason: error.to_string() };
+        // lvs(8): the fifth letter of lv_attr is the state, the sixth whether the device is open.
+        let attr = row.lv_attr.as_bytes();
+        volumes.push(LogicalVolume {
+            vg: VgName::parse(&row.vg_name).map_err(unreadable)?,
+            name: LvName::parse(&row.lv_name).map_err(unreadable)?,
+            size: number(report, "lv_size", &row.lv_size)?,
+            created: i64::try_from(number(report, "lv_time", &row.lv_time)?).unwrap_or(i64::MAX),
+            active: attr.get(4) == Some(&b'a'),
+            // Unknown counts as open: nothing is removed on a guess.
+            open: attr.get(5) != Some(&b'-'),
+            owner,
+        });
+    }
+    Ok(volumes)
+}
