@@ -9,15 +9,19 @@ use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::ResourceExt;
 
+use lvm::filesystem::{FsType, MountOptionError, MountOptions};
+use lvm::names::{NameError, VgName};
+use lvm::size::{QuantityError, human};
+
 use super::names::BETA_STORAGE_CLASS;
-use super::quantity::{QuantityError, human, storage_of};
+use super::quantity::storage_of;
 use crate::names::parameters::{FS_TYPE, VOLUME_GROUP};
 
 /// A claim that can be served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     /// Volume group to carve from.
-    pub volume_group: String,
+    pub volume_group: VgName,
     /// File system to make.
     pub fs_type: FsType,
     /// For `mount(8)`, joined by commas; empty when the class has none.
@@ -26,42 +30,6 @@ pub struct Request {
     pub bytes: u64,
     /// Of the claim.
     pub access_modes: Vec<String>,
-}
-
-/// File systems that data volumes can have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FsType {
-    /// The default.
-    Xfs,
-    /// The fourth extended file system.
-    Ext4,
-}
-
-impl FsType {
-    /// As in StorageClass, PV and `mkfs.<name>`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Xfs => "xfs",
-            Self::Ext4 => "ext4",
-        }
-    }
-
-    /// The smallest volume, in bytes, that can hold it: `mkfs.xfs(8)` refuses
-    /// less than 300 MiB, and ext4 on less than 16 MiB is mostly journal.
-    pub fn minimum_size(self) -> u64 {
-        match self {
-            Self::Xfs => 300 << 20,
-            Self::Ext4 => 16 << 20,
-        }
-    }
-
-    fn parse(text: &str) -> Option<Self> {
-        match text {
-            "" | "xfs" => Some(Self::Xfs),
-            "ext4" => Some(Self::Ext4),
-            _ => None,
-        }
-    }
 }
 
 /// Why a claim is not served. Nothing has been changed for it.
@@ -109,13 +77,11 @@ pub enum Refusal {
     )]
     BindingMode(String, String),
     #[error(
-        "StorageClass {class} has the mount option {option:?}, which is not served: {why}. Delete \
-         the class and make it again without it"
+        "StorageClass {class}: {source}. Delete the class and make it again without the option"
     )]
     MountOption {
         class: String,
-        option: String,
-        why: String,
+        source: MountOptionError,
     },
     #[error(
         "StorageClass {class} has the unknown parameter {parameter:?}. Known are volumeGroup and \
@@ -128,14 +94,10 @@ pub enum Refusal {
     )]
     NoVolumeGroup(String),
     #[error(
-        "StorageClass {class} has volumeGroup {group:?}, which cannot be the name of an LVM volume \
-         group: {why}. Delete the class and make it again with the name that `vgs` shows"
+        "StorageClass {class}: {source}. Delete the class and make it again with the name that \
+         `vgs` shows"
     )]
-    VolumeGroup {
-        class: String,
-        group: String,
-        why: &'static str,
-    },
+    VolumeGroup { class: String, source: NameError },
     #[error(
         "StorageClass {class} has file system {fs_type:?}; served are xfs and ext4. Delete the \
          class and make it again with csi.storage.k8s.io/fstype: xfs"
@@ -215,7 +177,7 @@ pub fn validate(claim: &PersistentVolumeClaim, class: &StorageClass) -> Result<R
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
     /// Volume group to carve from.
-    pub volume_group: String,
+    pub volume_group: VgName,
     /// File system to make.
     pub fs_type: FsType,
     /// For `mount(8)`, joined by commas.
@@ -245,29 +207,25 @@ impl Template {
                 parameter: unknown.clone(),
             });
         }
-        let volume_group = parameters.get(VOLUME_GROUP).cloned().unwrap_or_default();
-        if volume_group.is_empty() {
-            return Err(Refusal::NoVolumeGroup(name));
-        }
-        if let Some(why) = volume_group_fault(&volume_group) {
-            return Err(Refusal::VolumeGroup {
-                class: name,
-                group: volume_group,
-                why,
-            });
-        }
-        let wanted = parameters.get(FS_TYPE).map(String::as_str).unwrap_or("");
-        let fs_type = FsType::parse(wanted).ok_or_else(|| Refusal::FsType {
-            class: name.clone(),
-            fs_type: wanted.to_owned(),
+        let volume_group = match parameters.get(VOLUME_GROUP).map(String::as_str) {
+            None | Some("") => return Err(Refusal::NoVolumeGroup(name)),
+            Some(group) => VgName::parse(group).map_err(|source| Refusal::VolumeGroup {
+                class: name.clone(),
+                source,
+            })?,
+        };
+        let fs_type = match parameters.get(FS_TYPE).map(String::as_str) {
+            None | Some("") => FsType::default(),
+            Some(wanted) => wanted.parse().map_err(|_| Refusal::FsType {
+                class: name.clone(),
+                fs_type: wanted.chars().take(40).collect(),
+            })?,
+        };
+        let mount_options = class.mount_options.as_deref().unwrap_or_default().join(",");
+        MountOptions::parse(&mount_options).map_err(|source| Refusal::MountOption {
+            class: name,
+            source,
         })?;
-        let options = class.mount_options.as_deref().unwrap_or_default();
-        let mount_options =
-            mount_options(options).map_err(|(option, why)| Refusal::MountOption {
-                class: name,
-                option,
-                why,
-            })?;
         Ok(Self {
             volume_group,
             fs_type,
@@ -276,18 +234,179 @@ impl Template {
     }
 }
 
-/// Why a text cannot be a volume group's name, after `lvm(8)`, VALID NAMES.
-fn volume_group_fault(name: &str) -> Option<&'static str> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || "+_.-".contains(c);
-    if name.len() > 127 {
-        Some("it is longer than 127 characters")
-    } else if !name.chars().all(allowed) {
-        Some("only letters, digits and +_.- are allowed")
-    } else if name.starts_with('-') {
-        Some("it begins with a hyphen")
-    } else if matches!(name, "." | "..") {
-        Some("it is the name of a directory")
-    } else {
-        None
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn class(change: impl FnOnce(&mut Value)) -> StorageClass {
+        let mut class = json!({
+            "metadata": {"name": "fast"},
+            "provisioner": "lvm.lvprov.io",
+            "parameters": {"volumeGroup": "vg0", "csi.storage.k8s.io/fstype": "ext4"},
+            "volumeBindingMode": "WaitForFirstConsumer",
+        });
+        change(&mut class);
+        serde_json::from_value(class).unwrap()
+    }
+
+    fn claim(change: impl FnOnce(&mut Value)) -> PersistentVolumeClaim {
+        let mut claim = json!({
+            "metadata": {"name": "data-0", "namespace": "default"},
+            "spec": {
+                "accessModes": ["ReadWriteOnce"],
+                "storageClassName": "fast",
+                "resources": {"requests": {"storage": "1Gi"}},
+            },
+        });
+        change(&mut claim);
+        serde_json::from_value(claim).unwrap()
+    }
+
+    fn refused(claim: &PersistentVolumeClaim, class: &StorageClass) -> String {
+        let text = validate(claim, class).unwrap_err().to_string();
+        assert!(text.len() < 600, "too long for an Event: {text}");
+        text
+    }
+
+    fn refused_claim(change: impl FnOnce(&mut Value)) -> String {
+        refused(&claim(change), &class(|_| ()))
+    }
+
+    fn refused_class(change: impl FnOnce(&mut Value)) -> String {
+        refused(&claim(|_| ()), &class(change))
+    }
+
+    #[test]
+    fn a_plain_claim_is_served() {
+        let request = validate(&claim(|_| ()), &class(|_| ())).unwrap();
+        assert_eq!(request.volume_group.as_str(), "vg0");
+        assert_eq!(request.fs_type, FsType::Ext4);
+        assert_eq!(request.bytes, 1 << 30);
+        assert_eq!(request.mount_options, "");
+        assert_eq!(request.access_modes, ["ReadWriteOnce"]);
+    }
+
+    #[test]
+    fn xfs_is_the_default_and_mount_options_are_taken_along() {
+        let class = class(|c| {
+            c["parameters"] = json!({"volumeGroup": "vg0"});
+            c["mountOptions"] = json!(["noatime", "discard"]);
+        });
+        let request = validate(&claim(|_| ()), &class).unwrap();
+        assert_eq!(request.fs_type, FsType::Xfs);
+        assert_eq!(request.mount_options, "noatime,discard");
+    }
+
+    #[test]
+    fn read_write_once_pod_is_served_and_explicit_filesystem_too() {
+        let claim = claim(|c| {
+            c["spec"]["accessModes"] = json!(["ReadWriteOncePod"]);
+            c["spec"]["volumeMode"] = json!("Filesystem");
+            c["spec"]["volumeAttributesClassName"] = json!("");
+        });
+        assert!(validate(&claim, &class(|_| ())).is_ok());
+    }
+
+    #[test]
+    fn access_modes_of_many_nodes_are_refused() {
+        for mode in ["ReadWriteMany", "ReadOnlyMany"] {
+            let text = refused_claim(|c| c["spec"]["accessModes"] = json!(["ReadWriteOnce", mode]));
+            assert!(text.contains(mode) && text.contains("ReadWriteOnce"), "{text}");
+        }
+        assert!(refused_claim(|c| c["spec"]["accessModes"] = json!([])).contains("no access mode"));
+    }
+
+    #[test]
+    fn block_mode_is_refused() {
+        let text = refused_claim(|c| c["spec"]["volumeMode"] = json!("Block"));
+        assert!(text.contains("volumeMode Block"), "{text}");
+    }
+
+    #[test]
+    fn a_selector_is_refused_even_an_empty_one() {
+        let text = refused_claim(|c| c["spec"]["selector"] = json!({}));
+        assert!(text.contains("spec.selector"), "{text}");
+    }
+
+    #[test]
+    fn sources_are_refused() {
+        for field in ["dataSource", "dataSourceRef"] {
+            let source = json!({"kind": "VolumeSnapshot", "name": "s1", "apiGroup": "snapshot.storage.k8s.io"});
+            let text = refused_claim(|c| c["spec"][field] = source);
+            assert!(text.contains("VolumeSnapshot s1"), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_attributes_class_is_refused() {
+        let text = refused_claim(|c| c["spec"]["volumeAttributesClassName"] = json!("gold"));
+        assert!(text.contains("VolumeAttributesClass gold"), "{text}");
+    }
+
+    #[test]
+    fn sizes_that_hold_no_file_system_are_refused() {
+        let ask = |size: &str, fs: &str| {
+            let claim = claim(|c| c["spec"]["resources"]["requests"]["storage"] = json!(size));
+            let class = class(|c| c["parameters"]["csi.storage.k8s.io/fstype"] = json!(fs));
+            validate(&claim, &class)
+        };
+        assert!(ask("16Mi", "ext4").is_ok());
+        assert!(ask("300Mi", "xfs").is_ok());
+        let text = ask("314572799", "xfs").unwrap_err().to_string();
+        assert!(text.contains("300 MiB") && text.contains("xfs"), "{text}");
+        assert!(ask("0", "ext4").unwrap_err().to_string().contains("0 B is too small"));
+        assert!(ask("1Gi?", "ext4").unwrap_err().to_string().contains("1Gi?"));
+        assert!(refused_claim(|c| c["spec"]["resources"] = json!({})).contains("no storage"));
+    }
+
+    #[test]
+    fn immediate_binding_is_refused_also_as_the_default() {
+        let text = refused_class(|c| c["volumeBindingMode"] = json!("Immediate"));
+        assert!(text.contains("WaitForFirstConsumer"), "{text}");
+        assert!(refused_class(|c| c["volumeBindingMode"] = Value::Null).contains("Immediate"));
+    }
+
+    #[test]
+    fn unknown_parameters_are_refused() {
+        let text = refused_class(|c| c["parameters"]["volumegroup"] = json!("vg0"));
+        assert!(text.contains("\"volumegroup\""), "{text}");
+    }
+
+    #[test]
+    fn a_volume_group_is_needed_and_must_be_a_name() {
+        assert!(refused_class(|c| c["parameters"] = json!({})).contains("volumeGroup"));
+        assert!(refused_class(|c| c["parameters"]["volumeGroup"] = json!("")).contains("volumeGroup"));
+        for bad in ["../vg0", "vg 0", "-vg0", ".", &"v".repeat(128)] {
+            let text = refused_class(|c| c["parameters"]["volumeGroup"] = json!(bad));
+            assert!(text.contains("StorageClass fast") && text.contains("vgs"), "{text}");
+        }
+    }
+
+    #[test]
+    fn other_file_systems_are_refused() {
+        let text = refused_class(|c| c["parameters"]["csi.storage.k8s.io/fstype"] = json!("btrfs"));
+        assert!(text.contains("btrfs") && text.contains("ext4"), "{text}");
+    }
+
+    #[test]
+    fn mount_options_outside_the_list_are_refused() {
+        let text = refused_class(|c| c["mountOptions"] = json!(["noatime", "uid=0"]));
+        assert!(text.contains("uid=0") && text.contains("StorageClass fast"), "{text}");
+        // One entry must not smuggle in another.
+        assert!(refused_class(|c| c["mountOptions"] = json!(["noatime,context=x"])).contains("context"));
+    }
+
+    #[test]
+    fn the_old_annotation_names_the_class_too() {
+        let name = |c: &PersistentVolumeClaim| class_name(c).map(str::to_owned);
+        assert_eq!(name(&claim(|_| ())).as_deref(), Some("fast"));
+        let old = claim(|c| {
+            c["metadata"]["annotations"] = json!({BETA_STORAGE_CLASS: "slow"});
+            c["spec"]["storageClassName"] = Value::Null;
+        });
+        assert_eq!(name(&old).as_deref(), Some("slow"));
+        assert_eq!(name(&claim(|c| c["spec"]["storageClassName"] = json!(""))), None);
     }
 }
