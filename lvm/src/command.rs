@@ -165,9 +165,8 @@ impl Runner {
             prepare(&mut command, inherit, cgroup);
         }
         let start = Instant::now();
-        let output = command
-            .output()
-            .map_err(|source| CommandError::Start { program: path.display().to_string(), source })?;
+        let output =
+            command.output().map_err(|source| CommandError::Start { program: path.display().to_string(), source })?;
         let mut shown = program.to_owned();
         for arg in args {
             shown.push(' ');
@@ -188,12 +187,18 @@ impl Runner {
             pid: u32,
         }
         let Some(path) = &self.log else { return };
-        let line =
-            Line { kind, command, exit: output.status.code(), ms: start.elapsed().as_millis(), pid: std::process::id() };
+        let line = Line {
+            kind,
+            command,
+            exit: output.status.code(),
+            ms: start.elapsed().as_millis(),
+            pid: std::process::id(),
+        };
         if let Ok(mut text) = serde_json::to_string(&line) {
             text.push('\n');
             // One write with O_APPEND: lines of several processes do not mix.
-            let _ = OpenOptions::new().create(true).append(true).open(path).and_then(|mut f| f.write_all(text.as_bytes()));
+            let _ =
+                OpenOptions::new().create(true).append(true).open(path).and_then(|mut f| f.write_all(text.as_bytes()));
         }
     }
 }

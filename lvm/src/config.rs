@@ -75,8 +75,8 @@ impl NodeConfig {
 
     fn from_file(file: File, shown: &str) -> Result<Self, ConfigError> {
         let invalid = |reason: String| ConfigError::Invalid { path: shown.to_owned(), reason };
-        let volume_group = VgName::parse(file.volume_group.as_deref().unwrap_or("vg0"))
-            .map_err(|error| invalid(error.to_string()))?;
+        let volume_group =
+            VgName::parse(file.volume_group.as_deref().unwrap_or("vg0")).map_err(|error| invalid(error.to_string()))?;
         let log_root = file.log_root.unwrap_or_else(|| PathBuf::from("/var/log/lvprov"));
         for path in [Some(&log_root), file.command_log.as_ref()].into_iter().flatten() {
             if !path.is_absolute() || path.components().any(|c| c == std::path::Component::ParentDir) {
@@ -116,7 +116,14 @@ mod tests {
 
     #[test]
     fn a_wrong_file_is_refused_with_its_path() {
-        for text in ["", "[]", r#"{"volumegroup":"x"}"#, r#"{"volumeGroup":"-x"}"#, r#"{"logRoot":"a"}"#, r#"{"logRoot":"/a/../b"}"#] {
+        for text in [
+            "",
+            "[]",
+            r#"{"volumegroup":"x"}"#,
+            r#"{"volumeGroup":"-x"}"#,
+            r#"{"logRoot":"a"}"#,
+            r#"{"logRoot":"/a/../b"}"#,
+        ] {
             let error = load(text).unwrap_err().to_string();
             assert!(error.contains("node.json"), "{error}");
         }

@@ -63,9 +63,13 @@ impl Owner {
     pub fn from_tags<'a>(tags: impl IntoIterator<Item = &'a str>) -> Option<Self> {
         let (mut kind, mut cluster, mut uid, mut claim, mut log) = (None, None, None, None, None);
         for tag in tags {
-            for (prefix, slot) in
-                [(KIND, &mut kind), (CLUSTER, &mut cluster), (CLAIM_UID, &mut uid), (CLAIM, &mut claim), (LOG, &mut log)]
-            {
+            for (prefix, slot) in [
+                (KIND, &mut kind),
+                (CLUSTER, &mut cluster),
+                (CLAIM_UID, &mut uid),
+                (CLAIM, &mut claim),
+                (LOG, &mut log),
+            ] {
                 if let Some(value) = tag.strip_prefix(prefix) {
                     *slot = Some(value);
                 }

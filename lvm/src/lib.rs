@@ -3,8 +3,16 @@
 
 pub mod command;
 pub mod config;
+pub mod data;
+pub mod filesystem;
 pub mod identity;
 pub mod lock;
+pub mod logs;
+pub mod mounts;
 pub mod names;
+pub mod quota;
 pub mod report;
 pub mod size;
+pub mod volume;
+
+pub use volume::Lvm;

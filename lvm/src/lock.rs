@@ -59,9 +59,10 @@ impl Lock {
         Self::take(&volume_group_path(vg), &format!("volume group {vg}"), patience)
     }
 
-    /// Locks a log volume: its mount, its directories, its end.
-    pub fn log_volume(lv: &LvName, patience: Duration) -> Result<Self, LockError> {
-        Self::take(&Path::new(DIRECTORY).join(format!("{lv}.lock")), &format!("log volume {lv}"), patience)
+    /// Locks one logical volume: its file system, a log volume's mount,
+    /// directories and end. Taken before the group's lock, never after it.
+    pub fn volume(lv: &LvName, patience: Duration) -> Result<Self, LockError> {
+        Self::take(&Path::new(DIRECTORY).join(format!("lv-{lv}.lock")), &format!("logical volume {lv}"), patience)
     }
 
     fn take(path: &Path, what: &str, patience: Duration) -> Result<Self, LockError> {

@@ -122,7 +122,9 @@ fn rows<T: for<'de> Deserialize<'de>>(report: &'static str, stdout: &[u8]) -> Re
 }
 
 fn number(report: &'static str, field: &str, text: &str) -> Result<u64, ReportError> {
-    text.trim().parse().map_err(|_| ReportError::Unreadable { report, reason: format!("{field} is {text:?}, not a number") })
+    text.trim()
+        .parse()
+        .map_err(|_| ReportError::Unreadable { report, reason: format!("{field} is {text:?}, not a number") })
 }
 
 /// Decodes the output of `vgs`.

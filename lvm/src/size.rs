@@ -123,7 +123,8 @@ mod tests {
         for text in ["", " ", "Gi", ".", "1.2.3", "1 Gi", "1gi", "1GiB", "0x10", "1e", "ein", "--1", "1,5Gi", "1Gi "] {
             assert!(matches!(parse_quantity(text), Err(QuantityError::Malformed(_))), "{text:?}");
         }
-        for text in ["-1", "-1Gi", "16Ei", "18446744073709551616", "1e40", "999999999999999999999999999999999999999999"] {
+        for text in ["-1", "-1Gi", "16Ei", "18446744073709551616", "1e40", "999999999999999999999999999999999999999999"]
+        {
             assert!(matches!(parse_quantity(text), Err(QuantityError::OutOfRange(_))), "{text:?}");
         }
     }

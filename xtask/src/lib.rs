@@ -1,1 +1,15 @@
-//! The test bed of lvprov.
+//! The test bed of lvprov: real nodes with real LVM, and real Kubernetes, on
+//! one machine.
+//!
+//! [`testbed::Node`] is a machine of its own (user-mode Linux) with volume
+//! groups; [`testbed::Cluster`] is a control plane with such nodes. Both live
+//! in a [`sandbox`]: namespaces that end, with everything in them, when the
+//! process that made them ends.
+
+pub mod agent;
+pub mod commands;
+pub mod paths;
+pub mod progress;
+pub mod sandbox;
+pub mod setup;
+pub mod testbed;

@@ -1,2 +1,69 @@
-//! Placeholder entry point, replaced by the first real commit of this room.
-fn main() {}
+//! `cargo xtask`: set up, use and test lvprov on a test bed.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use xtask::commands::node::NodeCommand;
+use xtask::{agent, commands, sandbox};
+
+/// The test bed of lvprov: nodes with real LVM, and a real Kubernetes.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a command on a throw-away node with a volume group `vg0`.
+    Node(NodeCommand),
+    /// Parts that run in a sandbox or a guest.
+    #[command(hide = true, subcommand)]
+    Internal(Internal),
+}
+
+#[derive(Subcommand)]
+enum Internal {
+    /// Make a sandbox and stay until it ends.
+    Supervise {
+        directory: PathBuf,
+        #[arg(long)]
+        detached: bool,
+    },
+    /// Process 1 of a sandbox.
+    Init {
+        #[arg(long)]
+        detached: bool,
+    },
+    /// Run commands for others.
+    Agent {
+        #[arg(long)]
+        listen: SocketAddr,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<u8> {
+    match command {
+        Command::Node(node) => return commands::node::run(&node),
+        Command::Internal(Internal::Supervise { directory, detached }) => {
+            sandbox::supervisor::supervise(&directory, detached)?;
+        }
+        Command::Internal(Internal::Init { detached }) => sandbox::supervisor::init(detached)?,
+        Command::Internal(Internal::Agent { listen }) => agent::server::serve(listen)?,
+    }
+    Ok(0)
+}

@@ -1,0 +1,260 @@
+//! Data volumes on their node: mounting one for a pod, growing one.
+
+use crate::command::CommandError;
+use crate::filesystem::{self, BlankError, FsType, MountOptions, Superblock};
+use crate::identity::{self, Owner};
+use crate::lock::{Lock, LockError};
+use crate::mounts;
+use crate::names::{ClaimUid, LvName, Namespace, VgName};
+use crate::report::ReportError;
+use crate::volume::{ExtendError, Lvm, PATIENCE, device};
+use nix::mount::MsFlags;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A data volume to be mounted for a pod.
+#[derive(Debug, Clone)]
+pub struct PublishData {
+    /// Volume group.
+    pub vg: VgName,
+    /// Logical volume.
+    pub lv: LvName,
+    /// The claim that it was made for.
+    pub claim_uid: ClaimUid,
+    /// Namespace of the pod, as kubelet tells it: the claim's must be the same.
+    pub namespace: Namespace,
+    /// File system that it should have.
+    pub fs: FsType,
+    /// Whether the pod may only read.
+    pub read_only: bool,
+    /// Further options.
+    pub options: MountOptions,
+    /// Where to mount it.
+    pub target: PathBuf,
+}
+
+/// A data volume could not be mounted.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishDataError {
+    /// The volume is not there.
+    #[error(
+        "logical volume {vg}/{lv} is not on this node: was the disk replaced, or the volume removed by hand? The data is not here; nothing was made in its place"
+    )]
+    Missing {
+        /// The group.
+        vg: VgName,
+        /// The volume.
+        lv: LvName,
+    },
+    /// The volume is not that of the claim, or the claim not of the pod's namespace.
+    #[error(
+        "logical volume {vg}/{lv} does not belong to claim {claim_uid} of namespace {namespace}; it is not mounted"
+    )]
+    NotTheClaims {
+        /// The group.
+        vg: VgName,
+        /// The volume.
+        lv: LvName,
+        /// The claim named.
+        claim_uid: ClaimUid,
+        /// The namespace of the pod.
+        namespace: Namespace,
+    },
+    /// It has another file system than the one asked for.
+    #[error("logical volume {vg}/{lv} has a file system {found}, and {asked} was asked for; it is left as it is")]
+    OtherFileSystem {
+        /// The group.
+        vg: VgName,
+        /// The volume.
+        lv: LvName,
+        /// What it has.
+        found: FsType,
+        /// What it should have.
+        asked: FsType,
+    },
+    /// Something else is mounted at the target already.
+    #[error("something else is mounted at {target} already; unmount it first")]
+    TargetTaken {
+        /// The target.
+        target: String,
+    },
+    /// The kernel refused the mount.
+    #[error("cannot mount {vg}/{lv} ({fs}) at {target}: {source}. If the file system is damaged, look at the kernel's log and repair it by hand ({repair})", repair = if *.fs == FsType::Xfs { "xfs_repair" } else { "e2fsck" })]
+    Mount {
+        /// The group.
+        vg: VgName,
+        /// The volume.
+        lv: LvName,
+        /// Its file system.
+        fs: FsType,
+        /// The target.
+        target: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The device or the target cannot be used.
+    #[error("cannot use {path}: {source}")]
+    Io {
+        /// The path.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It is not proved to be blank.
+    #[error(transparent)]
+    NotBlank(#[from] BlankError),
+    /// The lock was not free in time.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// LVM could not be asked.
+    #[error(transparent)]
+    Report(#[from] ReportError),
+    /// Activating or formatting failed.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+}
+
+/// A data volume could not be grown.
+#[derive(Debug, thiserror::Error)]
+pub enum ExpandError {
+    /// It is not mounted there.
+    #[error("logical volume {vg}/{lv} is not mounted at {target}")]
+    NotMounted {
+        /// The group.
+        vg: VgName,
+        /// The volume.
+        lv: LvName,
+        /// Where it should be.
+        target: String,
+    },
+    /// The logical volume could not be extended.
+    #[error(transparent)]
+    Extend(#[from] ExtendError),
+    /// The file system could not be grown.
+    #[error("the logical volume has been extended, its file system not yet: {0}")]
+    Grow(CommandError),
+    /// The mount cannot be looked at.
+    #[error("cannot use {path}: {source}")]
+    Io {
+        /// The path.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+fn at_path(path: &Path) -> impl FnOnce(io::Error) -> PublishDataError {
+    let path = path.display().to_string();
+    |source| PublishDataError::Io { path, source }
+}
+
+impl Lvm {
+    /// Mounts a data volume at its target. A volume that is ready costs one
+    /// read of its superblock and one mount(2): no child process, no lvm. Only
+    /// where that is not enough is it activated, and formatted if it is blank.
+    pub fn publish_data(&self, request: &PublishData) -> Result<(), PublishDataError> {
+        let node = device(&request.vg, &request.lv);
+        if let Some(there) = mounts::at(&request.target).map_err(at_path(&request.target))? {
+            return match mounts::device_number(&node) {
+                Ok(number) if number == there.device => Ok(()),
+                _ => Err(PublishDataError::TargetTaken { target: request.target.display().to_string() }),
+            };
+        }
+        match filesystem::superblock(&node) {
+            Ok(Some(superblock)) if superblock.complete => self.mount_data(request, &node, superblock),
+            Ok(_) => self.prepare_data(request, &node),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.prepare_data(request, &node),
+            Err(error) => Err(at_path(&node)(error)),
+        }
+    }
+
+    fn not_the_claims(request: &PublishData) -> PublishDataError {
+        PublishDataError::NotTheClaims {
+            vg: request.vg.clone(),
+            lv: request.lv.clone(),
+            claim_uid: request.claim_uid.clone(),
+            namespace: request.namespace.clone(),
+        }
+    }
+
+    fn mount_data(&self, request: &PublishData, node: &Path, found: Superblock) -> Result<(), PublishDataError> {
+        if found.uuid != identity::data_uuid(&request.namespace, &request.claim_uid) {
+            return Err(Self::not_the_claims(request));
+        }
+        if found.fs != request.fs {
+            return Err(PublishDataError::OtherFileSystem {
+                vg: request.vg.clone(),
+                lv: request.lv.clone(),
+                found: found.fs,
+                asked: request.fs,
+            });
+        }
+        std::fs::create_dir_all(&request.target).map_err(at_path(&request.target))?;
+        let data = request.options.data.join(",");
+        let mut flags = request.options.flags;
+        flags.set(MsFlags::MS_RDONLY, request.read_only);
+        let mount = |flags| mounts::mount_device(node, &request.target, found.fs.as_str(), flags, &data);
+        let result = match mount(flags) {
+            // Another pod has it mounted for writing: the same file system, and
+            // only this mount of it read-only.
+            Err(error) if request.read_only && error.raw_os_error() == Some(libc::EBUSY) => {
+                mount(flags - MsFlags::MS_RDONLY).and_then(|()| mounts::make_read_only_or_unmount(&request.target))
+            }
+            other => other,
+        };
+        result.map_err(|source| PublishDataError::Mount {
+            vg: request.vg.clone(),
+            lv: request.lv.clone(),
+            fs: found.fs,
+            target: request.target.display().to_string(),
+            source,
+        })
+    }
+
+    /// The slow road: not active, or without a file system yet.
+    fn prepare_data(&self, request: &PublishData, node: &Path) -> Result<(), PublishDataError> {
+        // Of this volume only: others may be formatted meanwhile.
+        let _lock = Lock::volume(&request.lv, PATIENCE)?;
+        let Some(found) = self.find(&request.vg, &request.lv)? else {
+            return Err(PublishDataError::Missing { vg: request.vg.clone(), lv: request.lv.clone() });
+        };
+        match &found.owner {
+            Owner::Data(owner) if owner.claim_uid == request.claim_uid && owner.namespace == request.namespace => {}
+            _ => return Err(Self::not_the_claims(request)),
+        }
+        if !found.active || !node.exists() {
+            self.activate(&mut Lock::volume_group(&request.vg, PATIENCE)?, &request.vg, &request.lv)?;
+        }
+        let uuid = identity::data_uuid(&request.namespace, &request.claim_uid);
+        // A second look: another call may have done all this while we waited.
+        let superblock = match filesystem::superblock(node).map_err(at_path(node))? {
+            Some(superblock) if superblock.complete => superblock,
+            unfinished => {
+                // Ours, but its mkfs was cut off: nobody has ever written to it.
+                let again = unfinished.is_some_and(|superblock| superblock.uuid == uuid);
+                if !again {
+                    filesystem::prove_blank(&self.runner, node)?;
+                }
+                filesystem::make(&self.runner, node, request.fs, uuid, false, again)?;
+                Superblock { fs: request.fs, uuid, complete: true }
+            }
+        };
+        self.mount_data(request, node, superblock)
+    }
+
+    /// Grows a mounted data volume and its file system to at least `size`
+    /// bytes. The same call again changes nothing.
+    pub fn expand_data(&self, vg: &VgName, lv: &LvName, target: &Path, size: u64) -> Result<(), ExpandError> {
+        let io = |source| ExpandError::Io { path: target.display().to_string(), source };
+        let node = device(vg, lv);
+        let not_mounted =
+            || ExpandError::NotMounted { vg: vg.clone(), lv: lv.clone(), target: target.display().to_string() };
+        let mount = mounts::at(target).map_err(io)?.ok_or_else(not_mounted)?;
+        if mounts::device_number(&node).ok() != Some(mount.device) {
+            return Err(not_mounted());
+        }
+        let fs: FsType = mount.fs_type.parse().map_err(|_| not_mounted())?;
+        self.extend(vg, lv, size)?;
+        filesystem::grow(&self.runner, fs, &node, target).map_err(ExpandError::Grow)
+    }
+}

@@ -1,0 +1,310 @@
+//! File systems: what is on a device, making one, growing one.
+
+use crate::command::{CommandError, Kind, Runner};
+use nix::mount::MsFlags;
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use uuid::Uuid;
+
+/// File systems that volumes can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FsType {
+    /// XFS.
+    #[default]
+    Xfs,
+    /// ext4.
+    Ext4,
+}
+
+/// A file system type that is not served.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("file system {0:?} is not served; use xfs or ext4")]
+pub struct FsTypeError(String);
+
+impl std::str::FromStr for FsType {
+    type Err = FsTypeError;
+    fn from_str(text: &str) -> Result<Self, FsTypeError> {
+        match text {
+            "xfs" => Ok(Self::Xfs),
+            "ext4" => Ok(Self::Ext4),
+            other => Err(FsTypeError(other.chars().take(40).collect())),
+        }
+    }
+}
+
+impl fmt::Display for FsType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FsType {
+    /// The name that mount(2) takes.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Xfs => "xfs",
+            Self::Ext4 => "ext4",
+        }
+    }
+
+    /// The least size in bytes: mkfs.xfs(8) refuses less than 300 MiB, and an
+    /// ext4 of less than 16 MiB has little room left beside its journal.
+    pub fn minimum_size(self) -> u64 {
+        match self {
+            Self::Xfs => 300 << 20,
+            Self::Ext4 => 16 << 20,
+        }
+    }
+}
+
+/// Mount options that a StorageClass may ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountOptions {
+    /// Flags for mount(2).
+    pub flags: MsFlags,
+    /// Options that the file system itself reads.
+    pub data: Vec<&'static str>,
+}
+
+/// A mount option that is not on the list.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("mount option {0:?} is not served; served are {SERVED}")]
+pub struct MountOptionError(String);
+
+const SERVED: &str =
+    "noatime, nodiratime, relatime, strictatime, lazytime, nodev, nosuid, noexec, sync, dirsync, discard and nodiscard";
+
+impl Default for MountOptions {
+    fn default() -> Self {
+        Self { flags: MsFlags::empty(), data: Vec::new() }
+    }
+}
+
+impl MountOptions {
+    /// Parses options separated by commas, each from the list that is served.
+    pub fn parse(text: &str) -> Result<Self, MountOptionError> {
+        let mut options = Self::default();
+        for word in text.split(',').map(str::trim).filter(|word| !word.is_empty()) {
+            match word {
+                "noatime" => options.flags |= MsFlags::MS_NOATIME,
+                "nodiratime" => options.flags |= MsFlags::MS_NODIRATIME,
+                "relatime" => options.flags |= MsFlags::MS_RELATIME,
+                "strictatime" => options.flags |= MsFlags::MS_STRICTATIME,
+                "lazytime" => options.flags |= MsFlags::MS_LAZYTIME,
+                "nodev" => options.flags |= MsFlags::MS_NODEV,
+                "nosuid" => options.flags |= MsFlags::MS_NOSUID,
+                "noexec" => options.flags |= MsFlags::MS_NOEXEC,
+                "sync" => options.flags |= MsFlags::MS_SYNCHRONOUS,
+                "dirsync" => options.flags |= MsFlags::MS_DIRSYNC,
+                "discard" => options.data.push("discard"),
+                "nodiscard" => options.data.push("nodiscard"),
+                other => return Err(MountOptionError(other.chars().take(40).collect())),
+            }
+        }
+        Ok(options)
+    }
+}
+
+/// The superblock of a file system that we make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Superblock {
+    /// Its type.
+    pub fs: FsType,
+    /// Its UUID.
+    pub uuid: Uuid,
+    /// Whether mkfs came to its end (XFS marks it).
+    pub complete: bool,
+}
+
+/// Reads the superblock of the device. None: neither XFS nor ext4, which does
+/// not mean that it is blank.
+pub fn superblock(device: &Path) -> io::Result<Option<Superblock>> {
+    let mut head = [0; 2048];
+    match File::open(device)?.read_exact_at(&mut head, 0) {
+        Ok(()) => Ok(decode_superblock(&head)),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn decode_superblock(head: &[u8; 2048]) -> Option<Superblock> {
+    let uuid = |at: usize| {
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&head[at..at + 16]);
+        Uuid::from_bytes(bytes)
+    };
+    if head.starts_with(b"XFSB") {
+        // xfs_dsb: sb_uuid at 32, sb_inprogress at 126.
+        return Some(Superblock { fs: FsType::Xfs, uuid: uuid(32), complete: head[126] == 0 });
+    }
+    if head[1024 + 56..1024 + 58] == [0x53, 0xef] {
+        // ext4_super_block at 1024: s_magic at 56, s_uuid at 104. mke2fs writes it last.
+        return Some(Superblock { fs: FsType::Ext4, uuid: uuid(1024 + 104), complete: true });
+    }
+    None
+}
+
+/// A device could not be proved blank.
+#[derive(Debug, thiserror::Error)]
+pub enum BlankError {
+    /// It holds something.
+    #[error(
+        "{device} holds {found}: it is not formatted. If its data is of no use, wipe it by hand (wipefs) and try again"
+    )]
+    Occupied {
+        /// The device.
+        device: String,
+        /// What blkid found.
+        found: String,
+    },
+    /// It cannot be read.
+    #[error("cannot read {device}: {source}")]
+    Unreadable {
+        /// The device.
+        device: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Nobody could tell.
+    #[error(transparent)]
+    Unknown(#[from] CommandError),
+}
+
+/// Succeeds only where blkid(8), probing the device itself and no cache, finds
+/// no signature of any kind.
+pub fn prove_blank(runner: &Runner, device: &Path) -> Result<(), BlankError> {
+    // blkid says "nothing found" of a device that it cannot read, too.
+    let mut head = vec![0; 1 << 20];
+    File::open(device)
+        .and_then(|file| file.read_exact_at(&mut head, 0))
+        .map_err(|source| BlankError::Unreadable { device: device.display().to_string(), source })?;
+    let args = ["--probe".as_ref(), "--output".as_ref(), "export".as_ref(), device.as_os_str()];
+    let done = runner.run(Kind::Tool, "blkid", &args, None)?;
+    // blkid(8): 2 is "nothing found", 8 "more than one signature".
+    match done.status.code() {
+        Some(2) if done.stdout.is_empty() && done.stderr.is_empty() => Ok(()),
+        Some(0) => {
+            let text = String::from_utf8_lossy(&done.stdout);
+            let kind = text.lines().find_map(|line| line.strip_prefix("TYPE=").or(line.strip_prefix("PTTYPE=")));
+            let found = format!("a signature ({})", kind.unwrap_or("unknown"));
+            Err(BlankError::Occupied { device: device.display().to_string(), found })
+        }
+        Some(8) => {
+            let found = "more than one signature".to_owned();
+            Err(BlankError::Occupied { device: device.display().to_string(), found })
+        }
+        _ => Err(BlankError::Unknown(
+            done.success().err().unwrap_or(CommandError::Missing { program: "blkid".to_owned() }),
+        )),
+    }
+}
+
+/// Makes a file system with the given UUID. `again`: over one of our own whose
+/// mkfs did not come to its end. `quota`: ready for project quotas.
+pub fn make(
+    runner: &Runner,
+    device: &Path,
+    fs: FsType,
+    uuid: Uuid,
+    quota: bool,
+    again: bool,
+) -> Result<(), CommandError> {
+    let uuid = uuid.to_string();
+    // Nothing is discarded here: that took place, or was chosen not to, when the last owner left.
+    let mut args: Vec<String> = match fs {
+        FsType::Xfs => vec!["-q".into(), "-K".into(), "-m".into(), format!("uuid={uuid}")],
+        FsType::Ext4 => vec!["-q".into(), "-U".into(), uuid, "-E".into(), "nodiscard".into()],
+    };
+    match fs {
+        FsType::Xfs if again => args.push("-f".into()),
+        FsType::Ext4 if quota => {
+            args.extend(["-O".into(), "quota,project".into(), "-E".into(), "quotatype=prjquota".into()])
+        }
+        _ => {}
+    }
+    args.push(device.display().to_string());
+    runner.run(Kind::Tool, if fs == FsType::Xfs { "mkfs.xfs" } else { "mkfs.ext4" }, &args, None)?.success()?;
+    Ok(())
+}
+
+/// Grows a mounted file system to the size of its device. Does nothing where it
+/// has that size already.
+pub fn grow(runner: &Runner, fs: FsType, device: &Path, mounted_at: &Path) -> Result<(), CommandError> {
+    match fs {
+        FsType::Xfs => runner.run(Kind::Tool, "xfs_growfs", &["-d".as_ref(), mounted_at.as_os_str()], None)?,
+        FsType::Ext4 => runner.run(Kind::Tool, "resize2fs", &[device.as_os_str()], None)?,
+    }
+    .success()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn image(size: u64) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(size).unwrap();
+        file
+    }
+
+    #[test]
+    fn what_mkfs_makes_is_read_back() {
+        let uuid = Uuid::from_u128(0x0f0e_7f0a_1111_8222_8333_4444_5555_6666);
+        for (fs, quota) in [(FsType::Xfs, false), (FsType::Ext4, false), (FsType::Ext4, true)] {
+            let file = image(fs.minimum_size());
+            assert_eq!(superblock(file.path()).unwrap(), None);
+            prove_blank(&Runner::default(), file.path()).unwrap();
+            make(&Runner::default(), file.path(), fs, uuid, quota, false).unwrap();
+            assert_eq!(superblock(file.path()).unwrap(), Some(Superblock { fs, uuid, complete: true }));
+            let error = prove_blank(&Runner::default(), file.path()).unwrap_err().to_string();
+            assert!(error.contains(fs.as_str()) && error.contains("wipefs"), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_xfs_whose_mkfs_was_cut_off_is_known_as_such() {
+        let mut head = [0; 2048];
+        head[..4].copy_from_slice(b"XFSB");
+        head[126] = 1;
+        assert!(!decode_superblock(&head).unwrap().complete);
+    }
+
+    #[test]
+    fn other_signatures_are_not_blank() {
+        let file = image(1 << 20);
+        // A swap area: neither of ours, and yet somebody's.
+        file.as_file().write_all_at(b"SWAPSPACE2", 4086).unwrap();
+        file.as_file().write_all_at(&[1, 0, 0, 0, 255, 0, 0, 0], 1024).unwrap();
+        assert!(prove_blank(&Runner::default(), file.path()).is_err());
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_is_not_blank() {
+        assert!(prove_blank(&Runner::default(), Path::new("/nonexistent")).is_err());
+        assert!(superblock(Path::new("/nonexistent")).is_err());
+    }
+
+    #[test]
+    fn mount_options_come_from_a_list() {
+        let options = MountOptions::parse("noatime, discard,,nodev").unwrap();
+        assert_eq!(options.flags, MsFlags::MS_NOATIME | MsFlags::MS_NODEV);
+        assert_eq!(options.data, ["discard"]);
+        for bad in ["rw", "ro", "suid", "context=x", "bind", "remount", "nouuid", "logdev=/dev/sda", "discard discard"]
+        {
+            assert!(MountOptions::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_head_can_be_read(bytes in proptest::collection::vec(any::<u8>(), 2048)) {
+            let head: [u8; 2048] = bytes.try_into().unwrap();
+            let _ = decode_superblock(&head);
+        }
+    }
+}

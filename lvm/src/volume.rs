@@ -1,0 +1,458 @@
+//! Logical volumes: report, create, extend, activate, remove.
+//!
+//! Every change is one lvm command under its group's lock. Where the answer is
+//! not yet known, one report is asked for, and never more than a decision needs.
+
+use crate::command::{CommandError, Kind, Runner};
+use crate::config::NodeConfig;
+use crate::filesystem;
+use crate::identity::{self, DataOwner, Owner};
+use crate::lock::{Lock, LockError};
+use crate::names::{LvName, VgName, dm_name};
+use crate::report::{self, LogicalVolume, ReportError, VolumeGroup};
+use crate::size::{human, round_up};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long a caller waits for another writer of the same volume group. kubelet
+/// sets no time limit, and its peers wait two minutes for an answer.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// LVM on this node.
+#[derive(Debug)]
+pub struct Lvm {
+    /// The node's settings.
+    pub config: NodeConfig,
+    pub(crate) runner: Runner,
+}
+
+/// A data volume to be made.
+#[derive(Debug, Clone)]
+pub struct CreateData {
+    /// Where.
+    pub vg: VgName,
+    /// Its name; see [`LvName::for_claim`].
+    pub name: LvName,
+    /// Bytes that it must have at least.
+    pub size: u64,
+    /// Bytes that it may have at most; 0 means no bound.
+    pub limit: u64,
+    /// Extent size of the group, where the caller knows it; it saves a report.
+    pub extent_size: Option<u64>,
+    /// Whose it is.
+    pub owner: DataOwner,
+}
+
+/// A data volume that is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Created {
+    /// Its size in bytes.
+    pub size: u64,
+    /// Whether an earlier call had made it.
+    pub existed: bool,
+}
+
+/// A volume could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// The volume group is not on this node.
+    #[error("no volume group {vg} on this node; it has: {present}")]
+    NoVolumeGroup {
+        /// The group asked for.
+        vg: VgName,
+        /// The groups that are there.
+        present: String,
+    },
+    /// It does not fit.
+    #[error("volume group {vg} has {} free ({free} B), {} was asked for ({asked} B): {} are missing", human(*.free), human(*.asked), human(.asked.saturating_sub(*.free)))]
+    Full {
+        /// The group.
+        vg: VgName,
+        /// Bytes asked for, in whole extents.
+        asked: u64,
+        /// Bytes free.
+        free: u64,
+    },
+    /// A volume of that name is there and is another one.
+    #[error("logical volume {vg}/{name} is there already and does not fit the request: {reason}")]
+    Conflict {
+        /// The group.
+        vg: VgName,
+        /// The volume.
+        name: LvName,
+        /// In what it differs.
+        reason: String,
+    },
+    /// The size makes no sense.
+    #[error("size {asked} B is not possible: {reason}")]
+    Size {
+        /// Bytes asked for.
+        asked: u64,
+        /// Why not.
+        reason: String,
+    },
+    /// The lock was not free in time.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// LVM could not be asked.
+    #[error(transparent)]
+    Report(#[from] ReportError),
+    /// LVM refused for another reason.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+}
+
+/// What became of a volume that was to be removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deleted {
+    /// It has been removed.
+    Removed,
+    /// It was not there.
+    Absent,
+}
+
+/// A volume could not be removed.
+#[derive(Debug, thiserror::Error)]
+pub enum DeleteError {
+    /// Something holds it open.
+    #[error("logical volume {vg}/{name} is in use (mounted in some mount namespace, or held open); it is tried again")]
+    InUse {
+        /// The group.
+        vg: VgName,
+        /// The volume.
+        name: LvName,
+    },
+    /// It does not carry our tags.
+    #[error("logical volume {vg}/{name} does not carry the tags of lvprov; it is left alone")]
+    NotOurs {
+        /// The group.
+        vg: VgName,
+        /// The volume.
+        name: LvName,
+    },
+    /// The lock was not free in time.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// LVM could not be asked; the volume may well exist.
+    #[error(transparent)]
+    Report(#[from] ReportError),
+    /// LVM refused.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+}
+
+/// A volume could not be extended.
+#[derive(Debug, thiserror::Error)]
+pub enum ExtendError {
+    /// The group has no room.
+    #[error("volume group {vg} has {} free ({free} B), growing {name} to {} needs {} more: {} are missing. Ask for less, or add a disk to the group", human(*.free), human(*.asked), human(*.more), human(.more.saturating_sub(*.free)))]
+    Full {
+        /// The group.
+        vg: VgName,
+        /// The volume.
+        name: LvName,
+        /// Bytes that it should have.
+        asked: u64,
+        /// Bytes that this takes beyond what it has.
+        more: u64,
+        /// Bytes free.
+        free: u64,
+    },
+    /// The lock was not free in time.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// Its device cannot be read.
+    #[error("cannot read the size of {device}: {source}")]
+    Device {
+        /// The device.
+        device: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// LVM could not be asked.
+    #[error(transparent)]
+    Report(#[from] ReportError),
+    /// LVM refused for another reason.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+}
+
+/// The device node of a logical volume. It is there only while the volume is
+/// active.
+pub fn device(vg: &VgName, name: &LvName) -> PathBuf {
+    Path::new("/dev/mapper").join(dm_name(vg, name))
+}
+
+impl Lvm {
+    /// LVM with these settings.
+    pub fn new(config: NodeConfig) -> Self {
+        let runner = Runner::new(config.command_log.clone());
+        Self { config, runner }
+    }
+
+    /// As [`Lvm::new`], with mutating commands in a cgroup of their own.
+    pub fn in_cgroup(config: NodeConfig, cgroup: &Path) -> std::io::Result<Self> {
+        let runner = Runner::new(config.command_log.clone()).in_cgroup(cgroup)?;
+        Ok(Self { config, runner })
+    }
+
+    fn report(&self, command: &str, fields: &str, of: Option<&str>) -> Result<Vec<u8>, CommandError> {
+        let mut args = vec![command];
+        args.extend(report::FORMAT);
+        args.push(fields);
+        args.extend(of);
+        Ok(self.runner.run(Kind::Report, "lvm", &args, None)?.success()?.stdout)
+    }
+
+    /// One mutating lvm command; the lock lives as long as it does.
+    fn mutate(&self, lock: &mut Lock, args: &[String]) -> Result<(), CommandError> {
+        let done = self.runner.run(Kind::Mutate, "lvm", args, Some(lock.fd()))?;
+        // Also after a failure: it may have got half way.
+        lock.announce_change();
+        done.success()?;
+        Ok(())
+    }
+
+    /// All volume groups of this node: one report.
+    pub fn volume_groups(&self) -> Result<Vec<VolumeGroup>, ReportError> {
+        report::volume_groups(&self.report("vgs", report::VG_FIELDS, None)?)
+    }
+
+    /// All logical volumes of this node that carry our tags: one report.
+    pub fn volumes(&self) -> Result<Vec<LogicalVolume>, ReportError> {
+        report::volumes(&self.report("lvs", report::LV_FIELDS, None)?)
+    }
+
+    /// Our logical volumes of one group: one report. An error where the group
+    /// is not there.
+    fn volumes_of(&self, vg: &VgName) -> Result<Vec<LogicalVolume>, ReportError> {
+        report::volumes(&self.report("lvs", report::LV_FIELDS, Some(vg.as_str()))?)
+    }
+
+    /// One of our logical volumes: one report. None: it is not there, or not ours.
+    pub fn find(&self, vg: &VgName, name: &LvName) -> Result<Option<LogicalVolume>, ReportError> {
+        Ok(self.volumes_of(vg)?.into_iter().find(|lv| lv.name == *name))
+    }
+
+    /// The groups, and the one that is asked for, or an error that names those that are there.
+    fn group(&self, vg: &VgName) -> Result<VolumeGroup, CreateError> {
+        let groups = self.volume_groups()?;
+        let present: Vec<&str> = groups.iter().map(|group| group.name.as_str()).collect();
+        let present = if present.is_empty() { "none".to_owned() } else { present.join(", ") };
+        let found = groups.into_iter().find(|group| group.name == *vg);
+        found.ok_or_else(|| CreateError::NoVolumeGroup { vg: vg.clone(), present })
+    }
+
+    /// Makes a data volume, or finds the one that an earlier call made: the
+    /// same request gives the same volume. One mutating command, and no report
+    /// where `extent_size` is known and nothing goes wrong.
+    pub fn create_data(&self, request: &CreateData) -> Result<Created, CreateError> {
+        let owner = Owner::Data(request.owner.clone());
+        let mut lock = Lock::volume_group(&request.vg, PATIENCE)?;
+        let extent = match request.extent_size {
+            Some(extent) => extent,
+            None => self.group(&request.vg)?.extent_size,
+        };
+        let size = whole_extents(request.size, extent, request.limit)?;
+        let failure = match self.lvcreate(&mut lock, &request.vg, &request.name, size, &owner) {
+            Ok(()) => return Ok(Created { size, existed: false }),
+            Err(error) => error,
+        };
+        // Now it pays to ask what is there.
+        let group = self.group(&request.vg)?;
+        let Some(found) = self.find(&request.vg, &request.name)? else {
+            return Err(explain(failure, group, size));
+        };
+        let conflict =
+            |reason: String| CreateError::Conflict { vg: request.vg.clone(), name: request.name.clone(), reason };
+        if found.owner != owner {
+            return Err(conflict("it belongs to another claim".to_owned()));
+        }
+        if found.size < size {
+            return Err(conflict(format!("it has {} and not {}", human(found.size), human(size))));
+        }
+        // An lvcreate that was cut off between making the volume and wiping it
+        // leaves a former owner's signature. This volume has never been given
+        // to anyone with it: what we format carries the claim's own UUID.
+        if found.active && !found.open {
+            let uuid = identity::data_uuid(&request.owner.namespace, &request.owner.claim_uid);
+            let stale = filesystem::superblock(&device(&found.vg, &found.name)).ok().flatten();
+            if stale.is_some_and(|superblock| superblock.uuid != uuid) {
+                self.lvremove(&mut lock, &found.vg, &found.name)?;
+                self.lvcreate(&mut lock, &request.vg, &request.name, size, &owner)?;
+                return Ok(Created { size, existed: false });
+            }
+        }
+        Ok(Created { size: found.size, existed: true })
+    }
+
+    /// Makes the logical volume of a log volume, under the group's lock that
+    /// the caller holds.
+    pub(crate) fn create_log(
+        &self,
+        lock: &mut Lock,
+        vg: &VgName,
+        name: &LvName,
+        size: u64,
+        owner: &Owner,
+    ) -> Result<(), CreateError> {
+        let failure = match self.lvcreate(lock, vg, name, size, owner) {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        let group = self.group(vg)?;
+        let size = whole_extents(size, group.extent_size, 0)?;
+        Err(explain(failure, group, size))
+    }
+
+    fn lvcreate(
+        &self,
+        lock: &mut Lock,
+        vg: &VgName,
+        name: &LvName,
+        size: u64,
+        owner: &Owner,
+    ) -> Result<(), CommandError> {
+        let mut args: Vec<String> = ["lvcreate", "--yes", "--quiet", "--wipesignatures", "y", "--zero", "y", "--name"]
+            .map(str::to_owned)
+            .to_vec();
+        args.push(name.to_string());
+        args.extend(["--size".to_owned(), format!("{size}b")]);
+        for tag in owner.to_tags() {
+            args.extend(["--addtag".to_owned(), tag]);
+        }
+        args.push(vg.to_string());
+        self.mutate(lock, &args)
+    }
+
+    fn lvremove(&self, lock: &mut Lock, vg: &VgName, name: &LvName) -> Result<(), CommandError> {
+        self.mutate(lock, &["lvremove".into(), "--yes".into(), "--quiet".into(), format!("{vg}/{name}")])
+    }
+
+    /// Removes a logical volume that is ours and closed. The same call again
+    /// succeeds.
+    pub fn delete(&self, vg: &VgName, name: &LvName) -> Result<Deleted, DeleteError> {
+        self.delete_if(vg, name, |_| true)
+    }
+
+    /// As [`Lvm::delete`], and only where the volume found is still the one meant.
+    pub fn delete_if(
+        &self,
+        vg: &VgName,
+        name: &LvName,
+        is_meant: impl FnOnce(&LogicalVolume) -> bool,
+    ) -> Result<Deleted, DeleteError> {
+        let mut lock = Lock::volume_group(vg, PATIENCE)?;
+        let Some(found) = self.find(vg, name)? else {
+            // Either it is gone, or it is somebody's without our tags.
+            return if device(vg, name).exists() {
+                Err(DeleteError::NotOurs { vg: vg.clone(), name: name.clone() })
+            } else {
+                Ok(Deleted::Absent)
+            };
+        };
+        if !is_meant(&found) {
+            return Ok(Deleted::Absent);
+        }
+        if found.open {
+            return Err(DeleteError::InUse { vg: vg.clone(), name: name.clone() });
+        }
+        self.lvremove(&mut lock, vg, name)?;
+        Ok(Deleted::Removed)
+    }
+
+    /// Extends an active logical volume to at least `size` bytes. One command,
+    /// or none where it is large enough.
+    pub fn extend(&self, vg: &VgName, name: &LvName, size: u64) -> Result<(), ExtendError> {
+        let node = device(vg, name);
+        let has = || {
+            crate::mounts::device_size(&node)
+                .map_err(|source| ExtendError::Device { device: node.display().to_string(), source })
+        };
+        if has()? >= size {
+            return Ok(());
+        }
+        let mut lock = Lock::volume_group(vg, PATIENCE)?;
+        let now = has()?;
+        if now >= size {
+            return Ok(());
+        }
+        let args = ["lvextend".into(), "--quiet".into(), "--size".into(), format!("{size}b"), format!("{vg}/{name}")];
+        let Err(failure) = self.mutate(&mut lock, &args) else { return Ok(()) };
+        let group = self.volume_groups()?.into_iter().find(|group| group.name == *vg);
+        match group {
+            Some(group) => {
+                let asked = round_up(size, group.extent_size).unwrap_or(u64::MAX);
+                let more = asked.saturating_sub(now);
+                if more > group.free {
+                    return Err(ExtendError::Full {
+                        vg: vg.clone(),
+                        name: name.clone(),
+                        asked,
+                        more,
+                        free: group.free,
+                    });
+                }
+                Err(failure.into())
+            }
+            None => Err(failure.into()),
+        }
+    }
+
+    /// Gives the volume its device node, under the group's lock that the caller
+    /// holds.
+    pub(crate) fn activate(&self, lock: &mut Lock, vg: &VgName, name: &LvName) -> Result<(), CommandError> {
+        self.mutate(
+            lock,
+            &["lvchange".into(), "--quiet".into(), "--activate".into(), "y".into(), format!("{vg}/{name}")],
+        )
+    }
+}
+
+fn whole_extents(size: u64, extent: u64, limit: u64) -> Result<u64, CreateError> {
+    let refuse = |reason: String| CreateError::Size { asked: size, reason };
+    if size == 0 {
+        return Err(refuse("it must be more than 0".to_owned()));
+    }
+    let rounded = round_up(size, extent.max(1)).ok_or_else(|| refuse("it is out of range".to_owned()))?;
+    if limit != 0 && rounded > limit {
+        return Err(refuse(format!("in whole extents it is {rounded} B, which is over the limit of {limit} B")));
+    }
+    Ok(rounded)
+}
+
+/// Why lvcreate failed, given what is there.
+fn explain(failure: CommandError, group: VolumeGroup, asked: u64) -> CreateError {
+    if asked > group.free {
+        return CreateError::Full { vg: group.name, asked, free: group.free };
+    }
+    failure.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_become_whole_extents_within_the_limit() {
+        let extent = 4 << 20;
+        assert_eq!(whole_extents(1, extent, 0).unwrap(), extent);
+        assert_eq!(whole_extents(extent, extent, extent).unwrap(), extent);
+        assert!(whole_extents(0, extent, 0).is_err());
+        assert!(whole_extents(extent + 1, extent, extent + 1).is_err());
+        assert!(whole_extents(u64::MAX, extent, 0).is_err());
+    }
+
+    #[test]
+    fn a_full_group_says_what_is_missing() {
+        let vg = VgName::parse("vg0").unwrap();
+        let error = CreateError::Full { vg: vg.clone(), asked: 3 << 30, free: 1 << 30 }.to_string();
+        assert_eq!(
+            error,
+            "volume group vg0 has 1 GiB free (1073741824 B), 3 GiB was asked for (3221225472 B): 2 GiB are missing"
+        );
+        let name = LvName::parse("pvc-1").unwrap();
+        let error = ExtendError::Full { vg, name, asked: 4 << 30, more: 3 << 30, free: 1 << 30 }.to_string();
+        assert!(error.contains("needs 3 GiB more: 2 GiB are missing"), "{error}");
+    }
+}

@@ -1,0 +1,54 @@
+//! Building what is shipped to nodes.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::{env, io};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+
+use crate::paths;
+
+/// Cargo profile of the shipped binaries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Profile {
+    /// Quick to build.
+    #[default]
+    Debug,
+    /// As shipped.
+    Release,
+}
+
+impl Profile {
+    /// Name of its directory below the target triple's.
+    pub fn directory(self) -> &'static str {
+        match self {
+            Profile::Debug => "debug",
+            Profile::Release => "release",
+        }
+    }
+}
+
+/// Where the static binaries of a profile are.
+pub fn directory(profile: Profile) -> PathBuf {
+    paths::target().join(paths::static_target()).join(profile.directory())
+}
+
+/// Builds the static `lvprov` and `lvprov-flexvolume`; gives their directory.
+///
+/// # Errors
+/// When cargo does; its output goes to standard error.
+pub fn build(profile: Profile) -> Result<PathBuf> {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
+        .current_dir(paths::repository())
+        .args(["build", "--quiet", "--target", paths::static_target()])
+        .args(["--package", "lvprov", "--package", "lvprov-flexvolume", "--bins"])
+        .args((profile == Profile::Release).then_some("--release"))
+        .stdout(io::stderr());
+    let status = cargo.status().context("cannot run cargo")?;
+    if !status.success() {
+        bail!("the binaries for the nodes do not build; --no-build takes what there is");
+    }
+    Ok(directory(profile))
+}

@@ -1,0 +1,76 @@
+//! Debian packages.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::progress::step;
+
+/// For a node without Kubernetes.
+pub const NODE: &[&str] = &[
+    "e2fsprogs",
+    "iproute2",
+    "kmod",
+    "lvm2",
+    "thin-provisioning-tools",
+    "user-mode-linux",
+    "util-linux",
+    "xfsprogs",
+];
+
+/// For a cluster, besides those of a node.
+pub const CLUSTER: &[&str] = &[
+    "busybox-static",
+    "containerd",
+    "containernetworking-plugins",
+    "etcd-server",
+    "iptables",
+    "runc",
+];
+
+/// Installs those of `packages` that are missing.
+///
+/// # Errors
+/// When apt cannot; its output goes to standard error.
+pub fn install(packages: &[&str]) -> Result<()> {
+    let missing = missing(packages)?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    step(format!("Install Debian packages: {}", missing.join(" ")), || {
+        apt(&["update", "-qq"])?;
+        let mut arguments = vec!["install", "-y", "-qq", "--no-install-recommends"];
+        arguments.extend(missing.iter().map(String::as_str));
+        apt(&arguments)
+    })
+}
+
+fn missing(packages: &[&str]) -> Result<Vec<String>> {
+    let output = Command::new("dpkg-query")
+        .args(["--show", "--showformat", "${Package} ${db:Status-Status}\n"])
+        .args(packages)
+        .output()
+        .context("cannot run dpkg-query: the test bed needs Debian 12 or a system like it")?;
+    let known = String::from_utf8_lossy(&output.stdout).into_owned();
+    let installed = |name: &str| known.lines().any(|line| line == format!("{name} installed"));
+    Ok(packages.iter().filter(|name| !installed(name)).map(|name| (*name).to_string()).collect())
+}
+
+fn apt(arguments: &[&str]) -> Result<()> {
+    // What apt prints is progress, not the result that standard output is for.
+    let mut child = Command::new("apt-get")
+        .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot run apt-get")?;
+    if let Some(mut stdout) = child.stdout.take() {
+        std::io::copy(&mut stdout, &mut std::io::stderr())?;
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("`apt-get {}` failed ({status}): are you root, and are package lists reachable?", arguments.join(" "));
+    }
+    Ok(())
+}

@@ -1,0 +1,34 @@
+//! Nodes and clusters to test on.
+
+pub mod guest;
+mod init;
+pub mod node;
+mod output;
+
+pub use node::{Node, NodeOptions};
+pub use output::Output;
+
+use std::fs;
+
+use crate::paths;
+use crate::progress::say;
+use crate::sandbox::Sandbox;
+
+/// Ends a sandbox; keeps its logs, and says where, when a test failed.
+pub(crate) fn finish(sandbox: &mut Sandbox, failed: bool) {
+    let directory = sandbox.directory().to_path_buf();
+    if let Err(error) = sandbox.end() {
+        say(format!("{error:#}"));
+        return;
+    }
+    if failed && let Some(name) = directory.file_name() {
+        let kept = paths::kept_logs().join(name);
+        let moved = fs::create_dir_all(paths::kept_logs()).and_then(|()| fs::rename(&directory, &kept));
+        say(match moved {
+            Ok(()) => format!("logs are kept in {}", kept.display()),
+            Err(error) => format!("logs are in {}: {error}", directory.display()),
+        });
+    } else {
+        let _ = fs::remove_dir_all(&directory);
+    }
+}
