@@ -5,8 +5,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use json_patch::jsonptr::PointerBuf;
-use json_patch::{PatchOperation, RemoveOperation, TestOperation};
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -17,9 +15,8 @@ use lvm::size::human;
 use lvprov_proto::csi::controller_client::ControllerClient;
 use lvprov_proto::csi::volume_capability::access_mode::Mode;
 use lvprov_proto::csi::volume_capability::{AccessMode, AccessType, MountVolume};
-use lvprov_proto::csi::{
-    CapacityRange, CreateVolumeRequest, Topology, TopologyRequirement, VolumeCapability,
-};
+use lvprov_proto::csi::{CapacityRange, CreateVolumeRequest, Topology, TopologyRequirement, VolumeCapability};
+use serde_json::json;
 use tonic::{Code, Status};
 use tracing::info;
 
@@ -56,10 +53,7 @@ fn waits(claim: &PersistentVolumeClaim) -> bool {
 ///
 /// # Errors
 /// When the API server cannot be asked or refuses; it is tried again.
-pub async fn reconcile(
-    claim: Arc<PersistentVolumeClaim>,
-    ctx: Arc<Context>,
-) -> Result<Action, Error> {
+pub async fn reconcile(claim: Arc<PersistentVolumeClaim>, ctx: Arc<Context>) -> Result<Action, Error> {
     if claim.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
@@ -109,9 +103,8 @@ async fn provision(
         return known(claim, &volume, ctx).await;
     }
     if !node_exists(node, ctx).await? {
-        let note = format!(
-            "node {node}, chosen for the pod of this claim, has gone; the scheduler chooses another one"
-        );
+        let note =
+            format!("node {node}, chosen for the pod of this claim, has gone; the scheduler chooses another one");
         return hand_back(claim, node, Reason::NodeGone, note, ctx).await;
     }
     let reached = match ctx.nodes.reach(node) {
@@ -125,16 +118,18 @@ async fn provision(
         Ok(made) => made,
         Err(status) => return failed(claim, node, &status, ctx).await,
     };
-    info!(claim = claim.name_any(), namespace = claim.namespace(), node, volume = made.logical_volume, "made the volume");
+    info!(
+        claim = claim.name_any(),
+        namespace = claim.namespace(),
+        node,
+        volume = made.logical_volume,
+        "made the volume"
+    );
     publish(claim, &build(claim, class, request, &made), &made, node, ctx).await
 }
 
 /// There is a PV of the claim's name already.
-async fn known(
-    claim: &PersistentVolumeClaim,
-    volume: &PersistentVolume,
-    ctx: &Context,
-) -> Result<Action, Error> {
+async fn known(claim: &PersistentVolumeClaim, volume: &PersistentVolume, ctx: &Context) -> Result<Action, Error> {
     let reference = volume.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref());
     if reference.is_some_and(|reference| reference.uid == claim.uid()) {
         // The controller manager binds the two.
@@ -173,36 +168,20 @@ async fn create(
 ) -> Result<Result<Made, Status>, Error> {
     let mut call = tonic::Request::new(create_request(claim, request, &reached.topology, &ctx.cluster));
     call.set_timeout(CREATE_TIMEOUT);
-    let answer = ControllerClient::new(reached.channel.clone())
-        .create_volume(call)
-        .await;
+    let answer = ControllerClient::new(reached.channel.clone()).create_volume(call).await;
     let volume = match answer {
         Ok(answer) => answer.into_inner().volume.unwrap_or_default(),
         Err(status) => return Ok(Err(status)),
     };
-    let wrong = |what: String| Error::Answer {
-        node: node.to_owned(),
-        what,
-    };
-    let (volume_group, logical_volume) = volume
-        .volume_id
-        .split_once('/')
-        .filter(|(group, _)| *group == request.volume_group.as_str())
-        .ok_or_else(|| {
-            wrong(format!(
-                "was asked for a volume in {} and made {:?}",
-                request.volume_group, volume.volume_id
-            ))
-        })?;
+    let wrong = |what: String| Error::Answer { node: node.to_owned(), what };
+    let (volume_group, logical_volume) =
+        volume.volume_id.split_once('/').filter(|(group, _)| *group == request.volume_group.as_str()).ok_or_else(
+            || wrong(format!("was asked for a volume in {} and made {:?}", request.volume_group, volume.volume_id)),
+        )?;
     let bytes = u64::try_from(volume.capacity_bytes)
         .ok()
         .filter(|bytes| *bytes >= request.bytes)
-        .ok_or_else(|| {
-            wrong(format!(
-                "was asked for {} bytes and made {}",
-                request.bytes, volume.capacity_bytes
-            ))
-        })?;
+        .ok_or_else(|| wrong(format!("was asked for {} bytes and made {}", request.bytes, volume.capacity_bytes)))?;
     Ok(Ok(Made {
         topology: reached.topology.clone(),
         volume_group: volume_group.to_owned(),
@@ -219,9 +198,7 @@ fn create_request(
 ) -> CreateVolumeRequest {
     let uid = claim.uid().unwrap_or_default();
     let name = volume_of(&uid);
-    let here = Topology {
-        segments: HashMap::from([(TOPOLOGY_NODE.to_owned(), topology.to_owned())]),
-    };
+    let here = Topology { segments: HashMap::from([(TOPOLOGY_NODE.to_owned(), topology.to_owned())]) };
     let parameters = [
         (parameters::VOLUME_GROUP, request.volume_group.to_string()),
         (parameters::FS_TYPE, request.fs_type.to_string()),
@@ -238,9 +215,7 @@ fn create_request(
             limit_bytes: 0,
         }),
         volume_capabilities: vec![VolumeCapability {
-            access_mode: Some(AccessMode {
-                mode: Mode::SingleNodeWriter.into(),
-            }),
+            access_mode: Some(AccessMode { mode: Mode::SingleNodeWriter.into() }),
             access_type: Some(AccessType::Mount(MountVolume {
                 fs_type: request.fs_type.to_string(),
                 mount_flags: request
@@ -252,14 +227,8 @@ fn create_request(
                 ..MountVolume::default()
             })),
         }],
-        parameters: parameters
-            .into_iter()
-            .map(|(key, value)| (key.to_owned(), value))
-            .collect(),
-        accessibility_requirements: Some(TopologyRequirement {
-            requisite: vec![here.clone()],
-            preferred: vec![here],
-        }),
+        parameters: parameters.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+        accessibility_requirements: Some(TopologyRequirement { requisite: vec![here.clone()], preferred: vec![here] }),
         ..CreateVolumeRequest::default()
     }
 }
@@ -290,12 +259,7 @@ async fn publish(
         }
     }
     ctx.failures.clear(&claim.uid().unwrap_or_default());
-    let note = format!(
-        "made {}/{} with {} on node {node}",
-        made.volume_group,
-        made.logical_volume,
-        human(made.bytes)
-    );
+    let note = format!("made {}/{} with {} on node {node}", made.volume_group, made.logical_volume, human(made.bytes));
     ctx.events.tell(claim, Reason::ProvisioningSucceeded, note).await;
     Ok(Action::await_change())
 }
@@ -333,12 +297,7 @@ fn next(status: &Status) -> Next {
     }
 }
 
-async fn failed(
-    claim: &PersistentVolumeClaim,
-    node: &str,
-    status: &Status,
-    ctx: &Context,
-) -> Result<Action, Error> {
+async fn failed(claim: &PersistentVolumeClaim, node: &str, status: &Status, ctx: &Context) -> Result<Action, Error> {
     let said = explain(status);
     let uid = claim.uid().unwrap_or_default();
     match next(status) {
@@ -352,10 +311,8 @@ async fn failed(
         Next::Unreachable => unreachable(claim, node, Duration::ZERO, &said, ctx).await,
         Next::Retry => {
             let wait = ctx.failures.note(&uid, node, LONGEST_WAIT).wait;
-            let note = format!(
-                "node {node} could not make the volume, which is tried again: {said} ({:?})",
-                status.code()
-            );
+            let note =
+                format!("node {node} could not make the volume, which is tried again: {said} ({:?})", status.code());
             ctx.events.tell(claim, Reason::ProvisioningFailed, note).await;
             Ok(Action::requeue(wait))
         }
@@ -395,8 +352,8 @@ async fn unreachable(
     Ok(Action::requeue(row.wait.min(left)))
 }
 
-/// Gives the pod back to the scheduler: removes the annotation, unless it
-/// names another node by now.
+/// Gives the pod back to the scheduler: removes the annotation, unless the
+/// claim has changed meanwhile.
 async fn hand_back(
     claim: &PersistentVolumeClaim,
     node: &str,
@@ -405,24 +362,18 @@ async fn hand_back(
     ctx: &Context,
 ) -> Result<Action, Error> {
     let (name, namespace) = (claim.name_any(), claim.namespace().unwrap_or_default());
-    let annotation = PointerBuf::from_tokens(["metadata", "annotations", SELECTED_NODE]);
-    let patch = json_patch::Patch(vec![
-        PatchOperation::Test(TestOperation {
-            path: PointerBuf::from_tokens(["metadata", "uid"]),
-            value: claim.uid().into(),
-        }),
-        PatchOperation::Test(TestOperation {
-            path: annotation.clone(),
-            value: node.into(),
-        }),
-        PatchOperation::Remove(RemoveOperation { path: annotation }),
-    ]);
+    // UID and version make the patch fail where the claim is another one, or
+    // has changed, since it was read.
+    let patch = json!({"metadata": {
+        "uid": claim.uid(),
+        "resourceVersion": claim.resource_version(),
+        "annotations": {SELECTED_NODE: null},
+    }});
     let api: Api<PersistentVolumeClaim> = Api::namespaced(ctx.client.clone(), &namespace);
-    let patched = api
-        .patch(&name, &PatchParams::default(), &Patch::<()>::Json(patch))
-        .await;
+    let patched = api.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await;
     match patched {
         Ok(_) => {
+            info!(claim = name, namespace, node, "handed back to the scheduler");
             ctx.failures.clear(&claim.uid().unwrap_or_default());
             ctx.events.tell(claim, reason, note).await;
             Ok(Action::await_change())
@@ -433,40 +384,31 @@ async fn hand_back(
     }
 }
 
-/// The claims that have to be looked at again for what became of a node.
+/// The claims that have to be looked at again for what became of a node, or
+/// (None) of any node.
 pub fn concerned_by_node(
-    news: &News,
+    news: Option<&News>,
     claims: &Store<PersistentVolumeClaim>,
 ) -> Vec<ObjectRef<PersistentVolumeClaim>> {
-    let (node, selected_too) = match news {
-        News::Capacity(node) => (node, false),
-        News::Up(node) | News::Down(node) | News::Gone(node) => (node, true),
+    let concerned = |selected: &str| match news {
+        None => true,
+        Some(News::Capacity(_)) => false,
+        Some(News::Up(node) | News::Down(node) | News::Gone(node)) => selected == node,
     };
-    let concerned = |claim: &PersistentVolumeClaim| {
-        waits(claim)
-            && match selected_node(claim) {
-                None => true,
-                Some(selected) => selected_too && selected == node,
-            }
-    };
-    references(claims, concerned)
+    references(claims, |claim| waits(claim) && selected_node(claim).is_none_or(concerned))
 }
 
-/// The waiting claims of a class that has changed.
+/// The waiting claims of a class that has changed, or (None) of any class.
 pub fn concerned_by_class(
-    class: &str,
+    class: Option<&str>,
     claims: &Store<PersistentVolumeClaim>,
 ) -> Vec<ObjectRef<PersistentVolumeClaim>> {
-    references(claims, |claim| waits(claim) && class_name(claim) == Some(class))
+    references(claims, |claim| waits(claim) && (class.is_none() || class_name(claim) == class))
 }
 
 fn references(
     claims: &Store<PersistentVolumeClaim>,
     concerned: impl Fn(&PersistentVolumeClaim) -> bool,
 ) -> Vec<ObjectRef<PersistentVolumeClaim>> {
-    claims
-        .state_filter(|claim| concerned(claim))
-        .iter()
-        .map(|claim| ObjectRef::from_obj(&**claim))
-        .collect()
+    claims.state_filter(|claim| concerned(claim)).iter().map(|claim| ObjectRef::from_obj(&**claim)).collect()
 }

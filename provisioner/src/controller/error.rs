@@ -37,10 +37,7 @@ pub trait Doing<T> {
 
 impl<T> Doing<T> for Result<T, kube::Error> {
     fn doing(self, what: impl FnOnce() -> String) -> Result<T, Error> {
-        self.map_err(|source| Error::Api {
-            what: what(),
-            source: Box::new(source),
-        })
+        self.map_err(|source| Error::Api { what: what(), source: Box::new(source) })
     }
 }
 
@@ -49,10 +46,10 @@ pub fn is_not_found(error: &kube::Error) -> bool {
     code(error) == Some(404)
 }
 
-/// Whether the object has changed since it was read, or a JSON patch's test
-/// did not hold: whoever changed it has caused another reconciliation.
+/// Whether the object has changed since it was read: who changed it has caused
+/// another reconciliation.
 pub fn is_conflict(error: &kube::Error) -> bool {
-    matches!(code(error), Some(409 | 422))
+    code(error) == Some(409)
 }
 
 /// Whether there is such an object already.
@@ -107,19 +104,11 @@ impl Failures {
             what: what.to_owned(),
         });
         if row.what != what {
-            *row = Row {
-                count: 0,
-                first: now,
-                last: now,
-                what: what.to_owned(),
-            };
+            *row = Row { count: 0, first: now, last: now, what: what.to_owned() };
         }
         row.count = row.count.saturating_add(1);
         row.last = now;
-        Failing {
-            since: now.duration_since(row.first),
-            wait: backoff(row.count, longest_wait),
-        }
+        Failing { since: now.duration_since(row.first), wait: backoff(row.count, longest_wait) }
     }
 
     /// Ends the row of `key`: it has succeeded, or has been given up.
@@ -147,13 +136,8 @@ mod tests {
     #[test]
     fn waits_double_up_to_the_limit() {
         let failures = Failures::default();
-        let waits: Vec<_> = (0..10)
-            .map(|_| failures.note("claim", "node-a", LONGEST).wait.as_millis())
-            .collect();
-        assert_eq!(
-            waits,
-            [500, 1000, 2000, 4000, 8000, 16000, 32000, 60000, 60000, 60000]
-        );
+        let waits: Vec<_> = (0..10).map(|_| failures.note("claim", "node-a", LONGEST).wait.as_millis()).collect();
+        assert_eq!(waits, [500, 1000, 2000, 4000, 8000, 16000, 32000, 60000, 60000, 60000]);
         failures.clear("claim");
         assert_eq!(failures.note("claim", "node-a", LONGEST).wait.as_millis(), 500);
         assert_eq!(backoff(u32::MAX, LONGEST), LONGEST);

@@ -80,9 +80,7 @@ impl Reason {
         match self {
             Self::ClaimRefused => "Validate",
             Self::NoNodeHasRoom => "Place",
-            Self::NodeGone | Self::NodeUnreachable | Self::NoVolumeGroup | Self::NotEnoughSpace => {
-                "HandBack"
-            }
+            Self::NodeGone | Self::NodeUnreachable | Self::NoVolumeGroup | Self::NotEnoughSpace => "HandBack",
             Self::ProvisioningFailed | Self::ProvisioningSucceeded => "Provision",
             Self::VolumeGrowthImpossible | Self::VolumeGrowthWithdrawn => "Grow",
             Self::VolumeInUse | Self::VolumeDeleteFailed | Self::VolumeKept => "Delete",
@@ -110,10 +108,7 @@ impl Events {
     pub fn new(client: Client, instance: String) -> Self {
         Self {
             client,
-            reporter: Reporter {
-                controller: DRIVER.to_owned(),
-                instance: Some(instance),
-            },
+            reporter: Reporter { controller: DRIVER.to_owned(), instance: Some(instance) },
             told: Mutex::default(),
         }
     }
@@ -150,18 +145,10 @@ impl Events {
     }
 
     /// The recorder to send with, or None where the text is still fresh.
-    fn recorder_for(
-        &self,
-        reference: &ObjectReference,
-        reason: Reason,
-        note: &str,
-    ) -> Option<Recorder> {
+    fn recorder_for(&self, reference: &ObjectReference, reason: Reason, note: &str) -> Option<Recorder> {
         let uid = reference.uid.clone().unwrap_or_default();
         let now = Instant::now();
-        let mut told = self
-            .told
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut told = self.told.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         told.retain(|_, earlier| now.duration_since(earlier.at) < 2 * QUIET);
         let key = (uid, reason);
         let recorder = match told.get(&key) {
@@ -173,24 +160,14 @@ impl Events {
             }
             _ => Recorder::new(self.client.clone(), self.reporter.clone()),
         };
-        told.insert(
-            key,
-            Told {
-                note: note.to_owned(),
-                at: now,
-                recorder: recorder.clone(),
-            },
-        );
+        told.insert(key, Told { note: note.to_owned(), at: now, recorder: recorder.clone() });
         Some(recorder)
     }
 }
 
 fn shortened(mut note: String) -> String {
     if note.len() > LONGEST_NOTE {
-        let end = (0..=LONGEST_NOTE - 4)
-            .rev()
-            .find(|at| note.is_char_boundary(*at))
-            .unwrap_or(0);
+        let end = (0..=LONGEST_NOTE - 4).rev().find(|at| note.is_char_boundary(*at)).unwrap_or(0);
         note.truncate(end);
         note.push_str(" …");
     }
@@ -203,16 +180,12 @@ mod tests {
     use kube::client::Body;
 
     fn events() -> Events {
-        let (service, _handle) =
-            tower_test::mock::pair::<http::Request<Body>, http::Response<Body>>();
+        let (service, _handle) = tower_test::mock::pair::<http::Request<Body>, http::Response<Body>>();
         Events::new(Client::new(service, "default"), "test".into())
     }
 
     fn on(uid: &str) -> ObjectReference {
-        ObjectReference {
-            uid: Some(uid.into()),
-            ..ObjectReference::default()
-        }
+        ObjectReference { uid: Some(uid.into()), ..ObjectReference::default() }
     }
 
     #[tokio::test]

@@ -40,10 +40,7 @@ pub struct Election {
 impl Election {
     /// `identity` must differ between controllers that run at the same time.
     pub fn new(client: Client, namespace: &str, identity: String) -> Self {
-        Self {
-            api: Api::namespaced(client, namespace),
-            identity,
-        }
+        Self { api: Api::namespaced(client, namespace), identity }
     }
 
     /// Waits until this controller holds the Lease.
@@ -59,17 +56,13 @@ impl Election {
                     continue;
                 }
             };
-            let version = current
-                .as_ref()
-                .and_then(|lease| lease.metadata.resource_version.clone());
+            let version = current.as_ref().and_then(|lease| lease.metadata.resource_version.clone());
             let since = match &seen {
                 Some((earlier, since)) if *earlier == version => *since,
                 _ => Instant::now(),
             };
             seen = Some((version, since));
-            let left = current
-                .as_ref()
-                .and_then(|lease| self.remaining(lease, since.elapsed()));
+            let left = current.as_ref().and_then(|lease| self.remaining(lease, since.elapsed()));
             if let Some(left) = left {
                 wait_for_change(&mut changes, left).await;
                 continue;
@@ -102,10 +95,7 @@ impl Election {
                     Ok(Err(Renewal::Taken(by))) => return Lost(format!("{by} has taken it")),
                     Ok(Err(Renewal::Api(error))) => warn!(%error, "cannot renew the Lease"),
                     Err(_) => {
-                        return Lost(format!(
-                            "the API server has not answered for {} s",
-                            GIVE_UP_AFTER.as_secs()
-                        ));
+                        return Lost(format!("the API server has not answered for {} s", GIVE_UP_AFTER.as_secs()));
                     }
                 }
                 sleep(RETRY.min(left)).await;
@@ -138,9 +128,7 @@ impl Election {
             Err(error) if is_not_found(&error) => None,
             Err(error) => return Err(Renewal::Api(error)),
         };
-        self.write(lease.as_ref(), &self.identity)
-            .await
-            .map_err(Renewal::Api)?;
+        self.write(lease.as_ref(), &self.identity).await.map_err(Renewal::Api)?;
         Ok(())
     }
 
@@ -155,10 +143,7 @@ impl Election {
             .as_ref()
             .and_then(|spec| spec.lease_duration_seconds)
             .and_then(|seconds| u64::try_from(seconds).ok());
-        seconds
-            .map_or(DURATION, Duration::from_secs)
-            .checked_sub(unchanged_for)
-            .filter(|left| !left.is_zero())
+        seconds.map_or(DURATION, Duration::from_secs).checked_sub(unchanged_for).filter(|left| !left.is_zero())
     }
 
     /// Writes the Lease over `current`, or makes it; fails with a conflict
@@ -167,10 +152,7 @@ impl Election {
     async fn write(&self, current: Option<&Lease>, holder: &str) -> Result<Lease, kube::Error> {
         let now = MicroTime(Timestamp::now());
         let mut lease = current.cloned().unwrap_or_else(|| Lease {
-            metadata: ObjectMeta {
-                name: Some(NAME.to_owned()),
-                ..ObjectMeta::default()
-            },
+            metadata: ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() },
             ..Lease::default()
         });
         lease.metadata.managed_fields = None;
@@ -183,9 +165,7 @@ impl Election {
         spec.holder_identity = Some(holder.to_owned());
         spec.lease_duration_seconds = Some(if holder.is_empty() { 1 } else { 15 });
         spec.renew_time = Some(now);
-        self.api
-            .replace(NAME, &PostParams::default(), &lease)
-            .await
+        self.api.replace(NAME, &PostParams::default(), &lease).await
     }
 }
 
@@ -195,11 +175,7 @@ enum Renewal {
 }
 
 fn holder(lease: &Lease) -> &str {
-    lease
-        .spec
-        .as_ref()
-        .and_then(|spec| spec.holder_identity.as_deref())
-        .unwrap_or_default()
+    lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default()
 }
 
 /// Waits until the Lease has changed, at most so long.
@@ -221,8 +197,7 @@ mod tests {
     use kube::client::Body;
 
     fn election() -> Election {
-        let (service, _handle) =
-            tower_test::mock::pair::<http::Request<Body>, http::Response<Body>>();
+        let (service, _handle) = tower_test::mock::pair::<http::Request<Body>, http::Response<Body>>();
         Election::new(Client::new(service, "default"), "default", "me".into())
     }
 

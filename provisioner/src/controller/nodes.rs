@@ -140,12 +140,7 @@ impl Drop for Entry {
 impl Nodes {
     /// No node yet. Without `tls` connections are in the clear: for tests.
     pub fn new(tls: Option<ClientTlsConfig>, port: u16) -> Arc<Self> {
-        Arc::new(Self {
-            tls,
-            port,
-            table: Mutex::default(),
-            news: broadcast::channel(1024).0,
-        })
+        Arc::new(Self { tls, port, table: Mutex::default(), news: broadcast::channel(1024).0 })
     }
 
     /// From now on, what becomes of nodes.
@@ -174,9 +169,7 @@ impl Nodes {
 
     /// The node whose topology label has this value.
     pub fn with_topology(&self, topology: &str) -> Option<View> {
-        self.views()
-            .into_iter()
-            .find(|view| view.topology == topology)
+        self.views().into_iter().find(|view| view.topology == topology)
     }
 
     /// How to call the node.
@@ -187,19 +180,13 @@ impl Nodes {
         let table = self.table();
         let entry = table.get(name).ok_or_else(|| Unreached {
             since: Duration::ZERO,
-            why: format!(
-                "no lvprov node service has registered there (the Node has no label {TOPOLOGY_NODE})"
-            ),
+            why: format!("no lvprov node service has registered there (the Node has no label {TOPOLOGY_NODE})"),
         })?;
         match &entry.state {
-            State::Down { since, why } => Err(Unreached {
-                since: since.elapsed(),
-                why: why.clone(),
-            }),
-            State::Connecting | State::Up(_) => Ok(Reached {
-                channel: entry.channel.clone(),
-                topology: entry.topology.clone(),
-            }),
+            State::Down { since, why } => Err(Unreached { since: since.elapsed(), why: why.clone() }),
+            State::Connecting | State::Up(_) => {
+                Ok(Reached { channel: entry.channel.clone(), topology: entry.topology.clone() })
+            }
         }
     }
 
@@ -212,9 +199,7 @@ impl Nodes {
             return;
         };
         let mut table = self.table();
-        let known = table
-            .get(&name)
-            .is_some_and(|entry| entry.topology == topology && entry.address == address);
+        let known = table.get(&name).is_some_and(|entry| entry.topology == topology && entry.address == address);
         if known {
             return;
         }
@@ -229,13 +214,7 @@ impl Nodes {
         let follower = tokio::spawn(follow(self.clone(), name.clone(), channel.clone()));
         table.insert(
             name,
-            Entry {
-                topology,
-                address,
-                channel,
-                state: State::Connecting,
-                follower: Some(follower.abort_handle()),
-            },
+            Entry { topology, address, channel, state: State::Connecting, follower: Some(follower.abort_handle()) },
         );
     }
 
@@ -249,12 +228,7 @@ impl Nodes {
 
     /// Lets go of all nodes but these.
     pub fn retain(&self, keep: impl Fn(&str) -> bool) {
-        let gone: Vec<String> = self
-            .table()
-            .keys()
-            .filter(|name| !keep(name))
-            .cloned()
-            .collect();
+        let gone: Vec<String> = self.table().keys().filter(|name| !keep(name)).cloned().collect();
         gone.iter().for_each(|name| self.forget(name));
     }
 
@@ -357,18 +331,10 @@ async fn follow(nodes: Arc<Nodes>, name: String, channel: Channel) {
     }
 }
 
-async fn stream(
-    nodes: &Nodes,
-    name: &str,
-    channel: Channel,
-    heard: &mut bool,
-) -> Result<(), Status> {
+async fn stream(nodes: &Nodes, name: &str, channel: Channel, heard: &mut bool) -> Result<(), Status> {
     let mut client = NodeAdminClient::new(channel);
     let opening = async {
-        let mut reports = client
-            .watch_capacity(WatchCapacityRequest {})
-            .await?
-            .into_inner();
+        let mut reports = client.watch_capacity(WatchCapacityRequest {}).await?.into_inner();
         let first = reports.message().await?;
         Ok::<_, Status>((reports, first))
     };
@@ -378,10 +344,7 @@ async fn stream(
     while let Some(report_) = report {
         if report_.node != name {
             // The address belongs to another node by now.
-            return Err(Status::unavailable(format!(
-                "at its address answers node {}",
-                report_.node
-            )));
+            return Err(Status::unavailable(format!("at its address answers node {}", report_.node)));
         }
         *heard = true;
         nodes.report(name, report_);
@@ -403,11 +366,7 @@ pub fn explain(status: &Status) -> String {
 ///
 /// # Errors
 /// When the TLS configuration cannot be used.
-pub fn connect(
-    address: IpAddr,
-    port: u16,
-    tls: Option<ClientTlsConfig>,
-) -> Result<Channel, tonic::transport::Error> {
+pub fn connect(address: IpAddr, port: u16, tls: Option<ClientTlsConfig>) -> Result<Channel, tonic::transport::Error> {
     let host = match address {
         IpAddr::V4(address) => address.to_string(),
         IpAddr::V6(address) => format!("[{address}]"),

@@ -49,9 +49,11 @@ pub fn fits_nowhere(request: &Request, nodes: &[View]) -> Option<String> {
     }
     // The nearest miss first: that is where to add a disk.
     short.sort_unstable();
-    let nodes = listed(short.iter().map(|(missing, free, name)| {
-        format!("{name} has {} free, {} missing", human(*free), human(*missing))
-    }));
+    let nodes = listed(
+        short
+            .iter()
+            .map(|(missing, free, name)| format!("{name} has {} free, {} missing", human(*free), human(*missing))),
+    );
     Some(format!(
         "{} in volume group {group} fit on no node: {nodes}.{silence} Ask for less, delete volumes, or \
          add a disk to the volume group (vgextend)",
@@ -61,11 +63,7 @@ pub fn fits_nowhere(request: &Request, nodes: &[View]) -> Option<String> {
 
 fn listed<T: ToString>(items: impl ExactSizeIterator<Item = T>) -> String {
     let more = items.len().saturating_sub(NAMED);
-    let mut text = items
-        .take(NAMED)
-        .map(|item| item.to_string())
-        .collect::<Vec<_>>()
-        .join("; ");
+    let mut text = items.take(NAMED).map(|item| item.to_string()).collect::<Vec<_>>().join("; ");
     if more > 0 {
         text.push_str(&format!("; and {more} more"));
     }
@@ -93,23 +91,11 @@ mod tests {
     }
 
     fn node(name: &str, state: State) -> View {
-        View {
-            name: name.into(),
-            topology: name.into(),
-            state,
-        }
+        View { name: name.into(), topology: name.into(), state }
     }
 
     fn up(name: &str, group: &str, free: u64) -> View {
-        node(
-            name,
-            State::Up(vec![Group {
-                name: group.into(),
-                size: 100 * GIB,
-                free,
-                extent: 4 << 20,
-            }]),
-        )
+        node(name, State::Up(vec![Group { name: group.into(), size: 100 * GIB, free, extent: 4 << 20 }]))
     }
 
     fn down(name: &str) -> View {
@@ -134,10 +120,7 @@ mod tests {
     fn what_is_missing_where_the_nearest_miss_first() {
         let nodes = [up("a", "vg0", GIB), up("b", "vg0", 2 * GIB), up("c", "other", 9 * GIB)];
         let text = fits_nowhere(&request(4 * GIB), &nodes).unwrap();
-        assert!(
-            text.contains("b has 2 GiB free, 2 GiB missing; a has 1 GiB free, 3 GiB missing."),
-            "{text}"
-        );
+        assert!(text.contains("b has 2 GiB free, 2 GiB missing; a has 1 GiB free, 3 GiB missing."), "{text}");
     }
 
     #[test]

@@ -12,24 +12,13 @@ use super::names::STORAGE;
 /// # Errors
 /// When the entry is there but is no number of bytes.
 pub fn storage_of(map: Option<&BTreeMap<String, Quantity>>) -> Result<Option<u64>, QuantityError> {
-    map.and_then(|quantities| quantities.get(STORAGE))
-        .map(|quantity| parse_quantity(&quantity.0))
-        .transpose()
+    map.and_then(|quantities| quantities.get(STORAGE)).map(|quantity| parse_quantity(&quantity.0)).transpose()
 }
 
 /// Bytes as a quantity, with the largest binary suffix that is exact.
 pub fn quantity(bytes: u64) -> Quantity {
-    const SUFFIXES: [(&str, u32); 6] = [
-        ("Ei", 60),
-        ("Pi", 50),
-        ("Ti", 40),
-        ("Gi", 30),
-        ("Mi", 20),
-        ("Ki", 10),
-    ];
-    let exact = SUFFIXES
-        .iter()
-        .find(|(_, shift)| bytes != 0 && bytes.trailing_zeros() >= *shift);
+    const SUFFIXES: [(&str, u32); 6] = [("Ei", 60), ("Pi", 50), ("Ti", 40), ("Gi", 30), ("Mi", 20), ("Ki", 10)];
+    let exact = SUFFIXES.iter().find(|(_, shift)| bytes != 0 && bytes.trailing_zeros() >= *shift);
     match exact {
         Some((suffix, shift)) => Quantity(format!("{}{suffix}", bytes >> shift)),
         None => Quantity(bytes.to_string()),

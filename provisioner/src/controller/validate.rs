@@ -43,9 +43,7 @@ pub enum Refusal {
     AccessMode(String, String),
     #[error("the claim has no access mode. Make it again with accessModes [ReadWriteOnce]")]
     NoAccessMode,
-    #[error(
-        "volumeMode {0} is not served. Delete the claim and make it again with volumeMode Filesystem"
-    )]
+    #[error("volumeMode {0} is not served. Delete the claim and make it again with volumeMode Filesystem")]
     VolumeMode(String),
     #[error(
         "the claim has a selector, which chooses among volumes that exist; this class only makes \
@@ -76,13 +74,8 @@ pub enum Refusal {
          the pod's. Delete the class and make it again with volumeBindingMode: WaitForFirstConsumer"
     )]
     BindingMode(String, String),
-    #[error(
-        "StorageClass {class}: {source}. Delete the class and make it again without the option"
-    )]
-    MountOption {
-        class: String,
-        source: MountOptionError,
-    },
+    #[error("StorageClass {class}: {source}. Delete the class and make it again without the option")]
+    MountOption { class: String, source: MountOptionError },
     #[error(
         "StorageClass {class} has the unknown parameter {parameter:?}. Known are volumeGroup and \
          csi.storage.k8s.io/fstype. Delete the class and make it again without it"
@@ -142,10 +135,7 @@ pub fn validate(claim: &PersistentVolumeClaim, class: &StorageClass) -> Result<R
     let source = spec
         .data_source_ref
         .map(|source| format!("{} {}", source.kind, source.name))
-        .or_else(|| {
-            spec.data_source
-                .map(|source| format!("{} {}", source.kind, source.name))
-        });
+        .or_else(|| spec.data_source.map(|source| format!("{} {}", source.kind, source.name)));
     if let Some(source) = source {
         return Err(Refusal::DataSource(source));
     }
@@ -159,10 +149,7 @@ pub fn validate(claim: &PersistentVolumeClaim, class: &StorageClass) -> Result<R
     let requests = spec.resources.and_then(|resources| resources.requests);
     let bytes = storage_of(requests.as_ref())?.ok_or(Refusal::NoSize)?;
     if bytes < template.fs_type.minimum_size() {
-        return Err(Refusal::TooSmall {
-            asked: bytes,
-            fs_type: template.fs_type,
-        });
+        return Err(Refusal::TooSmall { asked: bytes, fs_type: template.fs_type });
     }
     Ok(Request {
         volume_group: template.volume_group,
@@ -198,42 +185,26 @@ impl Template {
         }
         let none = BTreeMap::new();
         let parameters = class.parameters.as_ref().unwrap_or(&none);
-        if let Some(unknown) = parameters
-            .keys()
-            .find(|key| !matches!(key.as_str(), VOLUME_GROUP | FS_TYPE))
-        {
-            return Err(Refusal::Parameter {
-                class: name,
-                parameter: unknown.clone(),
-            });
+        if let Some(unknown) = parameters.keys().find(|key| !matches!(key.as_str(), VOLUME_GROUP | FS_TYPE)) {
+            return Err(Refusal::Parameter { class: name, parameter: unknown.clone() });
         }
         let volume_group = match parameters.get(VOLUME_GROUP).map(String::as_str) {
             None | Some("") => return Err(Refusal::NoVolumeGroup(name)),
-            Some(group) => VgName::parse(group).map_err(|source| Refusal::VolumeGroup {
-                class: name.clone(),
-                source,
-            })?,
+            Some(group) => {
+                VgName::parse(group).map_err(|source| Refusal::VolumeGroup { class: name.clone(), source })?
+            }
         };
         let fs_type = match parameters.get(FS_TYPE).map(String::as_str) {
             None | Some("") => FsType::default(),
-            Some(wanted) => wanted.parse().map_err(|_| Refusal::FsType {
-                class: name.clone(),
-                fs_type: wanted.chars().take(40).collect(),
-            })?,
+            Some(wanted) => wanted
+                .parse()
+                .map_err(|_| Refusal::FsType { class: name.clone(), fs_type: wanted.chars().take(40).collect() })?,
         };
         let mount_options = class.mount_options.as_deref().unwrap_or_default().join(",");
-        MountOptions::parse(&mount_options).map_err(|source| Refusal::MountOption {
-            class: name,
-            source,
-        })?;
-        Ok(Self {
-            volume_group,
-            fs_type,
-            mount_options,
-        })
+        MountOptions::parse(&mount_options).map_err(|source| Refusal::MountOption { class: name, source })?;
+        Ok(Self { volume_group, fs_type, mount_options })
     }
 }
-
 
 #[cfg(test)]
 mod tests {

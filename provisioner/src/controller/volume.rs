@@ -6,9 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{
-    FlexPersistentVolumeSource, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm,
-    ObjectReference, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec,
-    VolumeNodeAffinity,
+    FlexPersistentVolumeSource, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, ObjectReference,
+    PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec, VolumeNodeAffinity,
 };
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, Preconditions};
@@ -57,33 +56,19 @@ pub struct Made {
 }
 
 /// The PV of a claim.
-pub fn build(
-    claim: &PersistentVolumeClaim,
-    class: &StorageClass,
-    request: &Request,
-    made: &Made,
-) -> PersistentVolume {
+pub fn build(claim: &PersistentVolumeClaim, class: &StorageClass, request: &Request, made: &Made) -> PersistentVolume {
     let claim_uid = claim.uid().unwrap_or_default();
-    let reclaim_policy = class
-        .reclaim_policy
-        .clone()
-        .unwrap_or_else(|| "Delete".to_owned());
+    let reclaim_policy = class.reclaim_policy.clone().unwrap_or_else(|| "Delete".to_owned());
     let mut flex_options = BTreeMap::from([
         (options::TYPE.to_owned(), "data".to_owned()),
         (options::VOLUME_GROUP.to_owned(), made.volume_group.clone()),
-        (
-            options::LOGICAL_VOLUME.to_owned(),
-            made.logical_volume.clone(),
-        ),
+        (options::LOGICAL_VOLUME.to_owned(), made.logical_volume.clone()),
         (options::CLAIM_UID.to_owned(), claim_uid.clone()),
     ]);
     // kubelet refuses to mount a flexVolume PV that has mountOptions of its
     // own: they travel here.
     if !request.mount_options.is_empty() {
-        flex_options.insert(
-            options::MOUNT_OPTIONS.to_owned(),
-            request.mount_options.clone(),
-        );
+        flex_options.insert(options::MOUNT_OPTIONS.to_owned(), request.mount_options.clone());
     }
     let here = NodeSelectorRequirement {
         key: TOPOLOGY_NODE.to_owned(),
@@ -93,10 +78,7 @@ pub fn build(
     PersistentVolume {
         metadata: ObjectMeta {
             name: Some(volume_of(&claim_uid)),
-            annotations: Some(BTreeMap::from([(
-                PROVISIONED_BY.to_owned(),
-                DRIVER.to_owned(),
-            )])),
+            annotations: Some(BTreeMap::from([(PROVISIONED_BY.to_owned(), DRIVER.to_owned())])),
             finalizers: (reclaim_policy == "Delete").then(|| vec![PV_FINALIZER.to_owned()]),
             ..ObjectMeta::default()
         },
@@ -198,16 +180,9 @@ pub enum Need {
 /// Decides by phase, reclaim policy, finalizer, and whether the PV is being
 /// deleted. The policy is honoured also when an admin deletes the PV first.
 pub fn need(volume: &PersistentVolume) -> Need {
-    let delete = volume
-        .spec
-        .as_ref()
-        .and_then(|spec| spec.persistent_volume_reclaim_policy.as_deref())
-        == Some("Delete");
-    let phase = volume
-        .status
-        .as_ref()
-        .and_then(|status| status.phase.as_deref())
-        .unwrap_or_default();
+    let delete =
+        volume.spec.as_ref().and_then(|spec| spec.persistent_volume_reclaim_policy.as_deref()) == Some("Delete");
+    let phase = volume.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default();
     let deleting = volume.metadata.deletion_timestamp.is_some();
     let ours = volume.finalizers().iter().any(|name| name == PV_FINALIZER);
     match (delete, ours) {
@@ -241,11 +216,7 @@ pub async fn reconcile(volume: Arc<PersistentVolume>, ctx: Arc<Context>) -> Resu
     }
 }
 
-async fn remove(
-    volume: &PersistentVolume,
-    place: &Place,
-    ctx: &Context,
-) -> Result<Action, Error> {
+async fn remove(volume: &PersistentVolume, place: &Place, ctx: &Context) -> Result<Action, Error> {
     let name = volume.name_any();
     let api: Api<PersistentVolume> = Api::all(ctx.client.clone());
     // What the watch brought may be old by now, and this step cannot be undone.
@@ -277,10 +248,7 @@ async fn remove(
     ctx.failures.clear(&volume.uid().unwrap_or_default());
 
     let this_one = DeleteParams {
-        preconditions: Some(Preconditions {
-            uid: now.uid(),
-            resource_version: None,
-        }),
+        preconditions: Some(Preconditions { uid: now.uid(), resource_version: None }),
         ..DeleteParams::default()
     };
     match api.delete(&name, &this_one).await {
@@ -307,10 +275,7 @@ async fn still_claimed(volume: &PersistentVolume, ctx: &Context) -> Result<bool,
         return Ok(false);
     };
     let api: Api<PersistentVolumeClaim> = Api::namespaced(ctx.client.clone(), namespace);
-    let claim = api
-        .get_opt(name)
-        .await
-        .doing(|| format!("read claim {namespace}/{name}"))?;
+    let claim = api.get_opt(name).await.doing(|| format!("read claim {namespace}/{name}"))?;
     Ok(claim.is_some_and(|claim| {
         claim.uid() == reference.uid
             && claim.spec.as_ref().and_then(|spec| spec.volume_name.clone()) == volume.meta().name
@@ -350,14 +315,10 @@ async fn delete_volume(place: &Place, ctx: &Context) -> Result<(), Undeleted> {
         ),
         again: Again::WhenTheNodeIsBack,
     })?;
-    let mut request = tonic::Request::new(DeleteVolumeRequest {
-        volume_id: place.handle(),
-        ..DeleteVolumeRequest::default()
-    });
+    let mut request =
+        tonic::Request::new(DeleteVolumeRequest { volume_id: place.handle(), ..DeleteVolumeRequest::default() });
     request.set_timeout(DELETE_TIMEOUT);
-    let deleted = ControllerClient::new(reached.channel)
-        .delete_volume(request)
-        .await;
+    let deleted = ControllerClient::new(reached.channel).delete_volume(request).await;
     let status = match deleted {
         Ok(_) => return Ok(()),
         // Gone already, which is all that is wanted.
@@ -394,11 +355,7 @@ fn others(volume: &PersistentVolume) -> Vec<String> {
 }
 
 /// Writes the finalizers, provided that nobody has changed the PV meanwhile.
-async fn set_finalizers(
-    volume: &PersistentVolume,
-    ctx: &Context,
-    finalizers: Vec<String>,
-) -> Result<Action, Error> {
+async fn set_finalizers(volume: &PersistentVolume, ctx: &Context, finalizers: Vec<String>) -> Result<Action, Error> {
     let name = volume.name_any();
     if volume.finalizers() == finalizers {
         return Ok(Action::await_change());
@@ -501,10 +458,7 @@ mod tests {
         let built = serde_json::to_value(pv("Retain", "noatime,discard")).unwrap();
         assert_eq!(built["metadata"].get("finalizers"), None);
         assert_eq!(built["spec"].get("mountOptions"), None);
-        assert_eq!(
-            built["spec"]["flexVolume"]["options"]["mountOptions"],
-            "noatime,discard"
-        );
+        assert_eq!(built["spec"]["flexVolume"]["options"]["mountOptions"], "noatime,discard");
     }
 
     #[test]
@@ -513,10 +467,7 @@ mod tests {
         let place = place_of(&built).unwrap();
         assert_eq!(place.handle(), "vg0/pvc-u1");
         assert_eq!(place.topology, "worker-1");
-        for path in [
-            "/metadata/annotations/pv.kubernetes.io~1provisioned-by",
-            "/spec/flexVolume/driver",
-        ] {
+        for path in ["/metadata/annotations/pv.kubernetes.io~1provisioned-by", "/spec/flexVolume/driver"] {
             let mut foreign = serde_json::to_value(&built).unwrap();
             *foreign.pointer_mut(path).unwrap() = Value::from("example.com/other");
             let foreign: PersistentVolume = serde_json::from_value(foreign).unwrap();
