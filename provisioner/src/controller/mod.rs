@@ -1,21 +1,342 @@
 //! `lvprov controller`: claims in, volumes and PersistentVolumes out.
+//!
+//! One of several controllers acts, by a Lease. It is driven by watches: of
+//! claims, PersistentVolumes, classes and nodes at the API server, and of
+//! capacity at each node. It keeps nothing on disk: all it knows it reads from
+//! the API and the nodes again after a restart.
+
+mod capacity;
+mod claim;
+mod context;
+mod error;
+mod events;
+mod lease;
+mod names;
+pub mod nodes;
+mod placement;
+mod quantity;
+mod resize;
+mod validate;
+pub mod volume;
+
+use std::fmt::Debug;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::{self, Stream, StreamExt};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::runtime::controller::{Action, Controller};
+use kube::runtime::reflector::{self, ObjectRef, Store, store};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, Resource, ResourceExt};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::broadcast;
+use tokio_stream::wrappers::BroadcastStream;
+use tracing::{debug, error, info, warn};
+
+use crate::names::{NAMESPACE, NODE_PORT};
+use crate::tls::{TlsError, TlsFiles};
+use crate::with_causes;
+use context::Context;
+use error::{Error, Failures};
+use events::Events;
+use lease::Election;
+use nodes::{News, Nodes};
+
+/// Between attempts to reconcile what failed.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// What `lvprov controller` is told.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Directory with tls.crt, tls.key and ca.crt, to call the nodes with
+    #[arg(long, default_value = "/tls", value_name = "DIR")]
+    pub tls_dir: PathBuf,
+    /// Namespace of the Lease and of the CSIStorageCapacity objects
+    #[arg(long, default_value = NAMESPACE)]
+    pub namespace: String,
+    /// TCP port of the node service on every node
+    #[arg(long, default_value_t = NODE_PORT, value_name = "PORT")]
+    pub node_port: u16,
+    /// How long a node may not answer before its claims are handed back to the
+    /// scheduler and its capacity is withdrawn
+    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    pub node_patience: u64,
+    /// Deployment in the namespace that the CSIStorageCapacity objects belong
+    /// to, so that they go with it
+    #[arg(long, value_name = "NAME")]
+    pub deployment: Option<String>,
+    /// Name of this controller among those of the installation; the host's
+    /// name unless given
+    #[arg(long, env = "POD_NAME", value_name = "NAME")]
+    pub identity: Option<String>,
+}
 
 /// Why the controller ended.
 #[derive(Debug, thiserror::Error)]
 pub enum ControllerError {
-    /// The controller is not part of this build.
-    #[error("`lvprov controller` is not part of this build")]
-    Missing,
+    /// The asynchronous runtime cannot be started.
+    #[error("cannot start the runtime")]
+    Runtime(#[source] std::io::Error),
+    /// The files to call nodes with cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Neither in a cluster nor with a kubeconfig.
+    #[error("cannot reach a cluster; run this in a pod with a ServiceAccount, or set KUBECONFIG")]
+    Client(#[source] Box<kube::Error>),
+    /// Something needed to start could not be read.
+    #[error("cannot read {what}")]
+    Read {
+        /// What.
+        what: String,
+        /// What the API server says.
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// Another controller may be acting now.
+    #[error(transparent)]
+    Lost(#[from] lease::Lost),
+    /// A part has ended that should run for ever.
+    #[error("the part that looks after {0} has ended")]
+    Ended(&'static str),
 }
 
 /// Runs the controller until it is told to stop.
 ///
 /// # Errors
 /// When it cannot start, or has to give up.
-pub fn run(_args: Args) -> Result<(), ControllerError> {
-    Err(ControllerError::Missing)
+pub fn run(args: Args) -> Result<(), ControllerError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(ControllerError::Runtime)?
+        .block_on(serve(args))
+}
+
+async fn serve(args: Args) -> Result<(), ControllerError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(ControllerError::Runtime)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(ControllerError::Runtime)?;
+    let told_to_stop = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    tokio::pin!(told_to_stop);
+
+    let tls = TlsFiles::load(&args.tls_dir)?;
+    let client = Client::try_default().await.map_err(|error| ControllerError::Client(Box::new(error)))?;
+    let identity = args.identity.clone().unwrap_or_else(host_name);
+    let election = Election::new(client.clone(), &args.namespace, identity.clone());
+    info!(identity, namespace = args.namespace, "waiting for the Lease");
+    tokio::select! {
+        () = election.acquire() => {}
+        () = &mut told_to_stop => return Ok(()),
+    }
+    let ended = tokio::select! {
+        ended = act(&args, client, tls, identity) => ended,
+        lost = election.keep() => return Err(lost.into()),
+        () = &mut told_to_stop => Ok(()),
+    };
+    // Nothing is acting any more: all of it was dropped with the select.
+    election.release().await;
+    ended
+}
+
+fn host_name() -> String {
+    nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok())
+        .unwrap_or_else(|| "lvprov-controller".to_owned())
+}
+
+/// The work of the leader.
+async fn act(args: &Args, client: Client, tls: TlsFiles, identity: String) -> Result<(), ControllerError> {
+    let cluster = cluster_id(&client).await?;
+    let owner = owner(args, &client).await?;
+    let patience = Duration::from_secs(args.node_patience);
+    let nodes = Nodes::new(Some(tls.client_config()), args.node_port);
+
+    let (node_objects, node_writer) = store::<Node>();
+    let (classes, class_writer) = store::<StorageClass>();
+    let (class_changed, _) = broadcast::channel(256);
+    let claim_controller =
+        Controller::new(Api::<PersistentVolumeClaim>::all(client.clone()), watcher::Config::default());
+    let volume_controller = Controller::new(Api::<PersistentVolume>::all(client.clone()), watcher::Config::default());
+    let ctx = Arc::new(Context {
+        events: Events::new(client.clone(), identity),
+        cluster,
+        nodes: nodes.clone(),
+        node_objects: node_objects.clone(),
+        classes: classes.clone(),
+        claims: claim_controller.store(),
+        volumes: volume_controller.store(),
+        failures: Failures::default(),
+        patience,
+        client: client.clone(),
+    });
+    // Before anything can happen that they tell of.
+    let claim_triggers = claim_triggers(&ctx, &class_changed);
+    let volume_triggers = volume_triggers(&ctx);
+    let publisher = capacity::Publisher::new(
+        client.clone(),
+        args.namespace.clone(),
+        owner,
+        nodes.clone(),
+        classes.clone(),
+        patience,
+    );
+    let publishing = publisher.run(class_changed.subscribe());
+
+    let node_watch = watcher(Api::<Node>::all(client.clone()), watcher::Config::default())
+        .default_backoff()
+        .reflect(node_writer)
+        .for_each(|event| {
+            follow_node(&nodes, &node_objects, event);
+            std::future::ready(())
+        });
+    let class_watch = watcher(Api::<StorageClass>::all(client), watcher::Config::default())
+        .default_backoff()
+        .reflect(class_writer)
+        .touched_objects()
+        .for_each(|event| {
+            match event {
+                // Nobody listening is no fault.
+                Ok(class) => drop(class_changed.send(class.name_any())),
+                Err(error) => warn!(%error, "cannot watch StorageClasses"),
+            }
+            std::future::ready(())
+        });
+    let work = async {
+        // Without classes every claim is somebody else's, without PVs every
+        // volume is still to be made.
+        let ready = futures::future::try_join(classes.wait_until_ready(), node_objects.wait_until_ready()).await;
+        if ready.is_err() {
+            return;
+        }
+        let volumes = volume_controller
+            .reconcile_on(volume_triggers)
+            .run(volume::reconcile, again, ctx.clone())
+            .for_each(|done| report("PersistentVolume", done));
+        let claims = async {
+            if ctx.volumes.wait_until_ready().await.is_err() {
+                return;
+            }
+            claim_controller
+                .reconcile_on(claim_triggers)
+                .run(claim::reconcile, again, ctx.clone())
+                .for_each(|done| report("PersistentVolumeClaim", done))
+                .await;
+        };
+        futures::future::join(volumes, claims).await;
+    };
+    tokio::select! {
+        () = work => Err(ControllerError::Ended("claims and volumes")),
+        () = publishing => Err(ControllerError::Ended("capacity")),
+        () = node_watch => Err(ControllerError::Ended("nodes")),
+        () = class_watch => Err(ControllerError::Ended("StorageClasses")),
+    }
+}
+
+/// The UID of kube-system: that namespace lives as long as the cluster.
+async fn cluster_id(client: &Client) -> Result<String, ControllerError> {
+    let what = || "namespace kube-system".to_owned();
+    let api: Api<Namespace> = Api::all(client.clone());
+    let namespace = api
+        .get("kube-system")
+        .await
+        .map_err(|source| ControllerError::Read { what: what(), source: Box::new(source) })?;
+    Ok(namespace.uid().unwrap_or_default())
+}
+
+async fn owner(args: &Args, client: &Client) -> Result<Option<OwnerReference>, ControllerError> {
+    let Some(name) = &args.deployment else {
+        return Ok(None);
+    };
+    let api: Api<Deployment> = Api::namespaced(client.clone(), &args.namespace);
+    let deployment = api.get(name).await.map_err(|source| ControllerError::Read {
+        what: format!("Deployment {}/{name}", args.namespace),
+        source: Box::new(source),
+    })?;
+    Ok(deployment.owner_ref(&()))
+}
+
+/// Takes an event of the node watch to the node services.
+fn follow_node(nodes: &Arc<Nodes>, objects: &Store<Node>, event: watcher::Result<watcher::Event<Node>>) {
+    match event {
+        Ok(watcher::Event::Apply(node) | watcher::Event::InitApply(node)) => nodes.observe(&node),
+        Ok(watcher::Event::Delete(node)) => nodes.forget(&node.name_any()),
+        // What went while the watch was broken.
+        Ok(watcher::Event::InitDone) => nodes.retain(|name| objects.get(&ObjectRef::new(name)).is_some()),
+        Ok(watcher::Event::Init) => {}
+        Err(error) => warn!(%error, "cannot watch nodes"),
+    }
+}
+
+/// Claims to look at again for what happened to a node or a class.
+fn claim_triggers(
+    ctx: &Context,
+    class_changed: &broadcast::Sender<String>,
+) -> impl Stream<Item = ObjectRef<PersistentVolumeClaim>> + Send + 'static {
+    let claims = ctx.claims.clone();
+    let by_node = BroadcastStream::new(ctx.nodes.news()).flat_map(move |news| {
+        // An error: too much has happened to hear of each node.
+        stream::iter(claim::concerned_by_node(news.ok().as_ref(), &claims))
+    });
+    let claims = ctx.claims.clone();
+    let by_class = BroadcastStream::new(class_changed.subscribe())
+        .flat_map(move |class| stream::iter(claim::concerned_by_class(class.ok().as_deref(), &claims)));
+    stream::select(by_node, by_class)
+}
+
+/// Volumes to look at again for what happened to a node: those whose removal
+/// waits for it.
+fn volume_triggers(ctx: &Context) -> impl Stream<Item = ObjectRef<PersistentVolume>> + Send + 'static {
+    let (volumes, nodes) = (ctx.volumes.clone(), ctx.nodes.clone());
+    BroadcastStream::new(ctx.nodes.news()).flat_map(move |news| {
+        let up = match news {
+            Ok(News::Up(node)) => nodes.view(&node).map(|view| view.topology),
+            Ok(News::Capacity(_) | News::Down(_) | News::Gone(_)) => return stream::iter(Vec::new()),
+            // Too much has happened to hear of each node.
+            Err(_) => None,
+        };
+        let waits = |volume: &PersistentVolume| {
+            volume::need(volume) == volume::Need::Removal
+                && volume::place_of(volume).is_some_and(|place| up.as_ref().is_none_or(|up| place.topology == *up))
+        };
+        let waiting = volumes.state_filter(waits);
+        stream::iter(waiting.iter().map(|volume| ObjectRef::from_obj(&**volume)).collect::<Vec<_>>())
+    })
+}
+
+/// When to try again what has failed.
+fn again<K>(object: Arc<K>, error: &Error, ctx: Arc<Context>) -> Action
+where
+    K: Resource<DynamicType = ()>,
+{
+    let name = object.name_any();
+    warn!(kind = %K::kind(&()), name, error = with_causes(error), "will be tried again");
+    let key = object.uid().unwrap_or_default();
+    Action::requeue(ctx.failures.note(&key, "reconciliation", LONGEST_WAIT).wait)
+}
+
+async fn report<K, E>(
+    kind: &'static str,
+    done: Result<(ObjectRef<K>, Action), kube::runtime::controller::Error<Error, E>>,
+) where
+    K: reflector::Lookup,
+    K::DynamicType: Debug,
+    E: std::error::Error + 'static,
+{
+    use kube::runtime::controller::Error as Failed;
+    match done {
+        Ok((object, action)) => debug!(kind, name = object.name, ?action, "reconciled"),
+        // Told by `again`, or gone meanwhile.
+        Err(Failed::ReconcilerFailed(..) | Failed::ObjectNotFound(_)) => {}
+        Err(failed) => error!(kind, error = with_causes(&failed), "cannot watch"),
+    }
 }

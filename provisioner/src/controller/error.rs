@@ -1,0 +1,154 @@
+//! What can go wrong in a reconciliation, and when it is tried again.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A reconciliation that has to be tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API server refused, or could not be asked.
+    #[error("cannot {what}")]
+    Api {
+        /// What was to be done, and to what.
+        what: String,
+        /// What the API server, or the connection, says.
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// A node's answer does not make sense.
+    #[error("node {node} {what}; do controller and node service have the same version?")]
+    Answer {
+        /// Who answered.
+        node: String,
+        /// What is wrong with it.
+        what: String,
+    },
+}
+
+/// Attaches to an error of the API what was to be done.
+pub trait Doing<T> {
+    /// `what` completes "cannot …", and names the object.
+    ///
+    /// # Errors
+    /// That of `self`.
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T, Error>;
+}
+
+impl<T> Doing<T> for Result<T, kube::Error> {
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T, Error> {
+        self.map_err(|source| Error::Api { what: what(), source: Box::new(source) })
+    }
+}
+
+/// Whether the API server says that there is no such object.
+pub fn is_not_found(error: &kube::Error) -> bool {
+    code(error) == Some(404)
+}
+
+/// Whether the object has changed since it was read: who changed it has caused
+/// another reconciliation.
+pub fn is_conflict(error: &kube::Error) -> bool {
+    code(error) == Some(409)
+}
+
+/// Whether there is such an object already.
+pub fn already_exists(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 409 && status.reason == "AlreadyExists")
+}
+
+fn code(error: &kube::Error) -> Option<u16> {
+    match error {
+        kube::Error::Api(status) => Some(status.code),
+        _ => None,
+    }
+}
+
+/// How often, and since when, something has failed in a row, by key.
+#[derive(Debug, Default)]
+pub struct Failures {
+    rows: Mutex<HashMap<String, Row>>,
+}
+
+#[derive(Debug, Clone)]
+struct Row {
+    count: u32,
+    first: Instant,
+    last: Instant,
+    what: String,
+}
+
+/// A row of failures, as it is after one more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Failing {
+    /// How long the row lasts.
+    pub since: Duration,
+    /// How long to wait before the next attempt.
+    pub wait: Duration,
+}
+
+/// A failure of other than this age begins a new row.
+const FORGET: Duration = Duration::from_secs(30 * 60);
+
+impl Failures {
+    /// Notes a failure of `key`. A failure of another `what` (another node,
+    /// say) begins a new row.
+    pub fn note(&self, key: &str, what: &str, longest_wait: Duration) -> Failing {
+        let now = Instant::now();
+        let mut rows = self.lock();
+        rows.retain(|_, row| now.duration_since(row.last) < FORGET);
+        let row = rows.entry(key.to_owned()).or_insert_with(|| Row {
+            count: 0,
+            first: now,
+            last: now,
+            what: what.to_owned(),
+        });
+        if row.what != what {
+            *row = Row { count: 0, first: now, last: now, what: what.to_owned() };
+        }
+        row.count = row.count.saturating_add(1);
+        row.last = now;
+        Failing { since: now.duration_since(row.first), wait: backoff(row.count, longest_wait) }
+    }
+
+    /// Ends the row of `key`: it has succeeded, or has been given up.
+    pub fn clear(&self, key: &str) {
+        self.lock().remove(key);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Row>> {
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Half a second, doubled with each failure.
+fn backoff(failures: u32, longest: Duration) -> Duration {
+    let doublings = failures.saturating_sub(1).min(16);
+    Duration::from_millis(500 << doublings).min(longest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONGEST: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn waits_double_up_to_the_limit() {
+        let failures = Failures::default();
+        let waits: Vec<_> = (0..10).map(|_| failures.note("claim", "node-a", LONGEST).wait.as_millis()).collect();
+        assert_eq!(waits, [500, 1000, 2000, 4000, 8000, 16000, 32000, 60000, 60000, 60000]);
+        failures.clear("claim");
+        assert_eq!(failures.note("claim", "node-a", LONGEST).wait.as_millis(), 500);
+        assert_eq!(backoff(u32::MAX, LONGEST), LONGEST);
+    }
+
+    #[test]
+    fn another_node_begins_a_new_row() {
+        let failures = Failures::default();
+        failures.note("claim", "node-a", LONGEST);
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(failures.note("claim", "node-a", LONGEST).since >= Duration::from_millis(20));
+        assert!(failures.note("claim", "node-b", LONGEST).since < Duration::from_millis(20));
+    }
+}

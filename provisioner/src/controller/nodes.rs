@@ -1,0 +1,400 @@
+//! The node services: one connection and one open capacity stream to each.
+//!
+//! The stream brings what each volume group has free, and as long as it is
+//! open the node is known to live. So nobody ever has to ask.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::Node;
+use kube::ResourceExt;
+use lvprov_proto::lvprov::node_admin_client::NodeAdminClient;
+use lvprov_proto::lvprov::{CapacityReport, WatchCapacityRequest};
+use tokio::sync::broadcast;
+use tokio::task::AbortHandle;
+use tonic::Status;
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tracing::{info, warn};
+
+use crate::names::TOPOLOGY_NODE;
+use crate::with_causes;
+
+/// For a connection, and for the first report on it.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const FIRST_REPORT_TIMEOUT: Duration = Duration::from_secs(15);
+/// A node that answers no ping for so long is cut off.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between attempts to open a stream: the first wait, doubled up to the last.
+const FIRST_RETRY: Duration = Duration::from_millis(250);
+const LAST_RETRY: Duration = Duration::from_secs(10);
+
+/// A volume group of a node. Sizes in bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// Its name in LVM.
+    pub name: String,
+    /// All of it.
+    pub size: u64,
+    /// What is not given to any logical volume.
+    pub free: u64,
+    /// Logical volumes are whole numbers of these.
+    pub extent: u64,
+}
+
+/// How a node service is doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// Nothing is known yet.
+    Connecting,
+    /// Its stream is open, and this is its newest report.
+    Up(Vec<Group>),
+    /// Its stream is broken, or could not be opened.
+    Down {
+        /// Since when.
+        since: Instant,
+        /// For people.
+        why: String,
+    },
+}
+
+/// One node, as it is at the moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct View {
+    /// Name of the Node object.
+    pub name: String,
+    /// Value of its topology label.
+    pub topology: String,
+    /// How its service is doing.
+    pub state: State,
+}
+
+impl View {
+    /// Its volume group of that name. None also where the node is not up.
+    pub fn group(&self, name: &str) -> Option<&Group> {
+        match &self.state {
+            State::Up(groups) => groups.iter().find(|group| group.name == name),
+            _ => None,
+        }
+    }
+}
+
+/// What has become of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum News {
+    /// Its stream is open again; its first report is here.
+    Up(String),
+    /// A new report.
+    Capacity(String),
+    /// Its stream is broken.
+    Down(String),
+    /// The Node object, or its label, has gone.
+    Gone(String),
+}
+
+/// How to call a node.
+#[derive(Debug, Clone)]
+pub struct Reached {
+    /// Shared; connects again by itself.
+    pub channel: Channel,
+    /// Value of the node's topology label.
+    pub topology: String,
+}
+
+/// Why a node cannot be called now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreached {
+    /// How long it has been so, as far as is known.
+    pub since: Duration,
+    /// For people.
+    pub why: String,
+}
+
+/// All nodes that have a node service.
+pub struct Nodes {
+    tls: Option<ClientTlsConfig>,
+    port: u16,
+    table: Mutex<BTreeMap<String, Entry>>,
+    news: broadcast::Sender<News>,
+}
+
+struct Entry {
+    topology: String,
+    address: IpAddr,
+    channel: Channel,
+    state: State,
+    // None in tests only.
+    follower: Option<AbortHandle>,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        if let Some(follower) = &self.follower {
+            follower.abort();
+        }
+    }
+}
+
+impl Nodes {
+    /// No node yet. Without `tls` connections are in the clear: for tests.
+    pub fn new(tls: Option<ClientTlsConfig>, port: u16) -> Arc<Self> {
+        Arc::new(Self { tls, port, table: Mutex::default(), news: broadcast::channel(1024).0 })
+    }
+
+    /// From now on, what becomes of nodes.
+    pub fn news(&self) -> broadcast::Receiver<News> {
+        self.news.subscribe()
+    }
+
+    /// All nodes, in order of name.
+    pub fn views(&self) -> Vec<View> {
+        let view = |(name, entry): (&String, &Entry)| View {
+            name: name.clone(),
+            topology: entry.topology.clone(),
+            state: entry.state.clone(),
+        };
+        self.table().iter().map(view).collect()
+    }
+
+    /// One node.
+    pub fn view(&self, name: &str) -> Option<View> {
+        self.table().get(name).map(|entry| View {
+            name: name.to_owned(),
+            topology: entry.topology.clone(),
+            state: entry.state.clone(),
+        })
+    }
+
+    /// The node whose topology label has this value.
+    pub fn with_topology(&self, topology: &str) -> Option<View> {
+        self.views().into_iter().find(|view| view.topology == topology)
+    }
+
+    /// How to call the node.
+    ///
+    /// # Errors
+    /// When its service does not answer, or there is none.
+    pub fn reach(&self, name: &str) -> Result<Reached, Unreached> {
+        let table = self.table();
+        let entry = table.get(name).ok_or_else(|| Unreached {
+            since: Duration::ZERO,
+            why: format!("no lvprov node service has registered there (the Node has no label {TOPOLOGY_NODE})"),
+        })?;
+        match &entry.state {
+            State::Down { since, why } => Err(Unreached { since: since.elapsed(), why: why.clone() }),
+            State::Connecting | State::Up(_) => {
+                Ok(Reached { channel: entry.channel.clone(), topology: entry.topology.clone() })
+            }
+        }
+    }
+
+    /// Takes in a Node object: a new one is connected to, one with another
+    /// address or label is connected to anew, one without label is let go.
+    pub fn observe(self: &Arc<Self>, node: &Node) {
+        let name = node.name_any();
+        let (Some(topology), Some(address)) = (topology_of(node), address_of(node)) else {
+            self.forget(&name);
+            return;
+        };
+        let mut table = self.table();
+        let known = table.get(&name).is_some_and(|entry| entry.topology == topology && entry.address == address);
+        if known {
+            return;
+        }
+        let channel = match connect(address, self.port, self.tls.clone()) {
+            Ok(channel) => channel,
+            Err(error) => {
+                warn!(node = name, error = with_causes(&error), "cannot connect");
+                return;
+            }
+        };
+        info!(node = name, %address, "following the node service");
+        let follower = tokio::spawn(follow(self.clone(), name.clone(), channel.clone()));
+        table.insert(
+            name,
+            Entry { topology, address, channel, state: State::Connecting, follower: Some(follower.abort_handle()) },
+        );
+    }
+
+    /// Lets go of a node.
+    pub fn forget(&self, name: &str) {
+        if self.table().remove(name).is_some() {
+            info!(node = name, "the node has gone");
+            self.publish(News::Gone(name.to_owned()));
+        }
+    }
+
+    /// Lets go of all nodes but these.
+    pub fn retain(&self, keep: impl Fn(&str) -> bool) {
+        let gone: Vec<String> = self.table().keys().filter(|name| !keep(name)).cloned().collect();
+        gone.iter().for_each(|name| self.forget(name));
+    }
+
+    /// A node known without a connection being made, for tests.
+    #[cfg(test)]
+    pub fn place(&self, view: View, channel: Channel) {
+        self.table().insert(
+            view.name,
+            Entry {
+                topology: view.topology,
+                address: IpAddr::from([127, 0, 0, 1]),
+                channel,
+                state: view.state,
+                follower: None,
+            },
+        );
+    }
+
+    fn report(&self, name: &str, report: CapacityReport) {
+        let groups = report
+            .volume_groups
+            .into_iter()
+            .map(|group| Group {
+                name: group.name,
+                size: group.size_bytes,
+                free: group.free_bytes,
+                extent: group.extent_bytes,
+            })
+            .collect();
+        let new = State::Up(groups);
+        let news = {
+            let mut table = self.table();
+            let Some(entry) = table.get_mut(name) else {
+                return;
+            };
+            if entry.state == new {
+                return;
+            }
+            let was_up = matches!(entry.state, State::Up(_));
+            entry.state = new;
+            if was_up {
+                News::Capacity(name.to_owned())
+            } else {
+                info!(node = name, "the node service is up");
+                News::Up(name.to_owned())
+            }
+        };
+        self.publish(news);
+    }
+
+    fn down(&self, name: &str, why: String, started: Instant) {
+        {
+            let mut table = self.table();
+            let Some(entry) = table.get_mut(name) else {
+                return;
+            };
+            let since = match &entry.state {
+                State::Down { since, .. } => *since,
+                State::Connecting => started,
+                State::Up(_) => Instant::now(),
+            };
+            let news = !matches!(entry.state, State::Down { .. });
+            if news {
+                warn!(node = name, why, "the node service does not answer");
+            }
+            entry.state = State::Down { since, why };
+            if !news {
+                return;
+            }
+        }
+        self.publish(News::Down(name.to_owned()));
+    }
+
+    fn publish(&self, news: News) {
+        // An error only says that nobody listens.
+        let _ = self.news.send(news);
+    }
+
+    fn table(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keeps the stream of one node open, until the task is aborted.
+async fn follow(nodes: Arc<Nodes>, name: String, channel: Channel) {
+    let mut retry = FIRST_RETRY;
+    loop {
+        let started = Instant::now();
+        let mut heard = false;
+        let why = match stream(&nodes, &name, channel.clone(), &mut heard).await {
+            Ok(()) => "it has ended the stream of its capacity".to_owned(),
+            Err(status) => explain(&status),
+        };
+        nodes.down(&name, why, started);
+        if heard {
+            retry = FIRST_RETRY;
+        }
+        tokio::time::sleep(retry).await;
+        retry = (retry * 2).min(LAST_RETRY);
+    }
+}
+
+async fn stream(nodes: &Nodes, name: &str, channel: Channel, heard: &mut bool) -> Result<(), Status> {
+    let mut client = NodeAdminClient::new(channel);
+    let opening = async {
+        let mut reports = client.watch_capacity(WatchCapacityRequest {}).await?.into_inner();
+        let first = reports.message().await?;
+        Ok::<_, Status>((reports, first))
+    };
+    let (mut reports, mut report) = tokio::time::timeout(FIRST_REPORT_TIMEOUT, opening)
+        .await
+        .map_err(|_| Status::deadline_exceeded("it has sent no report of its capacity"))??;
+    while let Some(report_) = report {
+        if report_.node != name {
+            // The address belongs to another node by now.
+            return Err(Status::unavailable(format!("at its address answers node {}", report_.node)));
+        }
+        *heard = true;
+        nodes.report(name, report_);
+        report = reports.message().await?;
+    }
+    Ok(())
+}
+
+/// A status in words. What tonic says of a broken connection is in its causes.
+pub fn explain(status: &Status) -> String {
+    match std::error::Error::source(status) {
+        Some(cause) => with_causes(cause),
+        None => status.message().to_owned(),
+    }
+}
+
+/// A connection to a node service; made when first used, and again whenever
+/// it has broken.
+///
+/// # Errors
+/// When the TLS configuration cannot be used.
+pub fn connect(address: IpAddr, port: u16, tls: Option<ClientTlsConfig>) -> Result<Channel, tonic::transport::Error> {
+    let host = match address {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => format!("[{address}]"),
+    };
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let mut endpoint = Endpoint::from_shared(format!("{scheme}://{host}:{port}"))?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .keep_alive_while_idle(true);
+    if let Some(tls) = tls {
+        endpoint = endpoint.tls_config(tls)?;
+    }
+    Ok(endpoint.connect_lazy())
+}
+
+/// The value of the label that kubelet sets when a node service registers.
+pub fn topology_of(node: &Node) -> Option<String> {
+    node.labels().get(TOPOLOGY_NODE).cloned()
+}
+
+/// Where the node's host network is reached inside the cluster.
+pub fn address_of(node: &Node) -> Option<IpAddr> {
+    node.status
+        .as_ref()?
+        .addresses
+        .as_ref()?
+        .iter()
+        .filter(|address| address.type_ == "InternalIP")
+        .find_map(|address| address.address.parse().ok())
+}

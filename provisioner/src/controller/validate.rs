@@ -1,0 +1,383 @@
+//! From a claim and its class to what a node is asked for, or to the reason
+//! why not, in words that say what to do.
+//!
+//! Pure: nothing here asks anybody.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use k8s_openapi::api::storage::v1::StorageClass;
+use kube::ResourceExt;
+
+use lvm::filesystem::{FsType, MountOptionError, MountOptions};
+use lvm::names::{NameError, VgName};
+use lvm::size::{QuantityError, human};
+
+use super::names::BETA_STORAGE_CLASS;
+use super::quantity::storage_of;
+use crate::names::parameters::{FS_TYPE, VOLUME_GROUP};
+
+/// A claim that can be served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// Volume group to carve from.
+    pub volume_group: VgName,
+    /// File system to make.
+    pub fs_type: FsType,
+    /// For `mount(8)`, joined by commas; empty when the class has none.
+    pub mount_options: String,
+    /// At least so many bytes.
+    pub bytes: u64,
+    /// Of the claim.
+    pub access_modes: Vec<String>,
+}
+
+/// Why a claim is not served. Nothing has been changed for it.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the texts say it")]
+pub enum Refusal {
+    #[error(
+        "access mode {0} cannot be served: a volume of StorageClass {1} is on one node only. \
+         Delete the claim and make it again with accessModes [ReadWriteOnce] or [ReadWriteOncePod]"
+    )]
+    AccessMode(String, String),
+    #[error("the claim has no access mode. Make it again with accessModes [ReadWriteOnce]")]
+    NoAccessMode,
+    #[error("volumeMode {0} is not served. Delete the claim and make it again with volumeMode Filesystem")]
+    VolumeMode(String),
+    #[error(
+        "the claim has a selector, which chooses among volumes that exist; this class only makes \
+         new ones. Delete the claim and make it again without spec.selector"
+    )]
+    Selector,
+    #[error(
+        "a volume cannot be filled from another one ({0}). Delete the claim and make it again \
+         without spec.dataSource and spec.dataSourceRef"
+    )]
+    DataSource(String),
+    #[error(
+        "VolumeAttributesClass {0} cannot be honoured by volumes of this class. Delete the claim \
+         and make it again without spec.volumeAttributesClassName"
+    )]
+    AttributesClass(String),
+    #[error("the requested size cannot be understood: {0}")]
+    Size(#[from] QuantityError),
+    #[error("the claim requests no storage. Make it again with spec.resources.requests.storage")]
+    NoSize,
+    #[error(
+        "{} is too small for {}, which needs {}. Delete the claim and make it again with a larger request",
+        human(*asked), fs_type.as_str(), human(fs_type.minimum_size())
+    )]
+    TooSmall { asked: u64, fs_type: FsType },
+    #[error(
+        "StorageClass {0} has volumeBindingMode {1}, so the volume's node would be chosen before \
+         the pod's. Delete the class and make it again with volumeBindingMode: WaitForFirstConsumer"
+    )]
+    BindingMode(String, String),
+    #[error("StorageClass {class}: {source}. Delete the class and make it again without the option")]
+    MountOption { class: String, source: MountOptionError },
+    #[error(
+        "StorageClass {class} has the unknown parameter {parameter:?}. Known are volumeGroup and \
+         csi.storage.k8s.io/fstype. Delete the class and make it again without it"
+    )]
+    Parameter { class: String, parameter: String },
+    #[error(
+        "StorageClass {0} does not say which LVM volume group to use. Delete the class and make it \
+         again with parameters: {{volumeGroup: <name>}}"
+    )]
+    NoVolumeGroup(String),
+    #[error(
+        "StorageClass {class}: {source}. Delete the class and make it again with the name that \
+         `vgs` shows"
+    )]
+    VolumeGroup { class: String, source: NameError },
+    #[error(
+        "StorageClass {class} has file system {fs_type:?}; served are xfs and ext4. Delete the \
+         class and make it again with csi.storage.k8s.io/fstype: xfs"
+    )]
+    FsType { class: String, fs_type: String },
+}
+
+/// The name of the class that a claim asks for.
+pub fn class_name(claim: &PersistentVolumeClaim) -> Option<&str> {
+    claim
+        .annotations()
+        .get(BETA_STORAGE_CLASS)
+        .map(String::as_str)
+        .or_else(|| claim.spec.as_ref()?.storage_class_name.as_deref())
+        .filter(|name| !name.is_empty())
+}
+
+/// What to ask a node for.
+///
+/// # Errors
+/// The first reason found why the claim cannot be served.
+pub fn validate(claim: &PersistentVolumeClaim, class: &StorageClass) -> Result<Request, Refusal> {
+    let spec = claim.spec.clone().unwrap_or_default();
+    let class_name = class.name_any();
+
+    let access_modes = spec.access_modes.unwrap_or_default();
+    if access_modes.is_empty() {
+        return Err(Refusal::NoAccessMode);
+    }
+    let foreign = |mode: &&String| !matches!(mode.as_str(), "ReadWriteOnce" | "ReadWriteOncePod");
+    if let Some(mode) = access_modes.iter().find(foreign) {
+        return Err(Refusal::AccessMode(mode.clone(), class_name));
+    }
+    if let Some(mode) = spec.volume_mode
+        && mode != "Filesystem"
+    {
+        return Err(Refusal::VolumeMode(mode));
+    }
+    if spec.selector.is_some() {
+        return Err(Refusal::Selector);
+    }
+    let source = spec
+        .data_source_ref
+        .map(|source| format!("{} {}", source.kind, source.name))
+        .or_else(|| spec.data_source.map(|source| format!("{} {}", source.kind, source.name)));
+    if let Some(source) = source {
+        return Err(Refusal::DataSource(source));
+    }
+    if let Some(attributes) = spec.volume_attributes_class_name
+        && !attributes.is_empty()
+    {
+        return Err(Refusal::AttributesClass(attributes));
+    }
+
+    let template = Template::of(class)?;
+    let requests = spec.resources.and_then(|resources| resources.requests);
+    let bytes = storage_of(requests.as_ref())?.ok_or(Refusal::NoSize)?;
+    if bytes < template.fs_type.minimum_size() {
+        return Err(Refusal::TooSmall { asked: bytes, fs_type: template.fs_type });
+    }
+    Ok(Request {
+        volume_group: template.volume_group,
+        fs_type: template.fs_type,
+        mount_options: template.mount_options,
+        bytes,
+        access_modes,
+    })
+}
+
+/// What a class says of all its volumes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template {
+    /// Volume group to carve from.
+    pub volume_group: VgName,
+    /// File system to make.
+    pub fs_type: FsType,
+    /// For `mount(8)`, joined by commas.
+    pub mount_options: String,
+}
+
+impl Template {
+    /// Reads a class of ours.
+    ///
+    /// # Errors
+    /// When no claim of this class can be served.
+    pub fn of(class: &StorageClass) -> Result<Self, Refusal> {
+        let name = class.name_any();
+        // The API server's default is Immediate.
+        let binding = class.volume_binding_mode.as_deref().unwrap_or("Immediate");
+        if binding != "WaitForFirstConsumer" {
+            return Err(Refusal::BindingMode(name, binding.to_owned()));
+        }
+        let none = BTreeMap::new();
+        let parameters = class.parameters.as_ref().unwrap_or(&none);
+        if let Some(unknown) = parameters.keys().find(|key| !matches!(key.as_str(), VOLUME_GROUP | FS_TYPE)) {
+            return Err(Refusal::Parameter { class: name, parameter: unknown.clone() });
+        }
+        let volume_group = match parameters.get(VOLUME_GROUP).map(String::as_str) {
+            None | Some("") => return Err(Refusal::NoVolumeGroup(name)),
+            Some(group) => {
+                VgName::parse(group).map_err(|source| Refusal::VolumeGroup { class: name.clone(), source })?
+            }
+        };
+        let fs_type = match parameters.get(FS_TYPE).map(String::as_str) {
+            None | Some("") => FsType::default(),
+            Some(wanted) => wanted
+                .parse()
+                .map_err(|_| Refusal::FsType { class: name.clone(), fs_type: wanted.chars().take(40).collect() })?,
+        };
+        let mount_options = class.mount_options.as_deref().unwrap_or_default().join(",");
+        MountOptions::parse(&mount_options).map_err(|source| Refusal::MountOption { class: name, source })?;
+        Ok(Self { volume_group, fs_type, mount_options })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn class(change: impl FnOnce(&mut Value)) -> StorageClass {
+        let mut class = json!({
+            "metadata": {"name": "fast"},
+            "provisioner": "lvm.lvprov.io",
+            "parameters": {"volumeGroup": "vg0", "csi.storage.k8s.io/fstype": "ext4"},
+            "volumeBindingMode": "WaitForFirstConsumer",
+        });
+        change(&mut class);
+        serde_json::from_value(class).unwrap()
+    }
+
+    fn claim(change: impl FnOnce(&mut Value)) -> PersistentVolumeClaim {
+        let mut claim = json!({
+            "metadata": {"name": "data-0", "namespace": "default"},
+            "spec": {
+                "accessModes": ["ReadWriteOnce"],
+                "storageClassName": "fast",
+                "resources": {"requests": {"storage": "1Gi"}},
+            },
+        });
+        change(&mut claim);
+        serde_json::from_value(claim).unwrap()
+    }
+
+    fn refused(claim: &PersistentVolumeClaim, class: &StorageClass) -> String {
+        let text = validate(claim, class).unwrap_err().to_string();
+        assert!(text.len() < 600, "too long for an Event: {text}");
+        text
+    }
+
+    fn refused_claim(change: impl FnOnce(&mut Value)) -> String {
+        refused(&claim(change), &class(|_| ()))
+    }
+
+    fn refused_class(change: impl FnOnce(&mut Value)) -> String {
+        refused(&claim(|_| ()), &class(change))
+    }
+
+    #[test]
+    fn a_plain_claim_is_served() {
+        let request = validate(&claim(|_| ()), &class(|_| ())).unwrap();
+        assert_eq!(request.volume_group.as_str(), "vg0");
+        assert_eq!(request.fs_type, FsType::Ext4);
+        assert_eq!(request.bytes, 1 << 30);
+        assert_eq!(request.mount_options, "");
+        assert_eq!(request.access_modes, ["ReadWriteOnce"]);
+    }
+
+    #[test]
+    fn xfs_is_the_default_and_mount_options_are_taken_along() {
+        let class = class(|c| {
+            c["parameters"] = json!({"volumeGroup": "vg0"});
+            c["mountOptions"] = json!(["noatime", "discard"]);
+        });
+        let request = validate(&claim(|_| ()), &class).unwrap();
+        assert_eq!(request.fs_type, FsType::Xfs);
+        assert_eq!(request.mount_options, "noatime,discard");
+    }
+
+    #[test]
+    fn read_write_once_pod_is_served_and_explicit_filesystem_too() {
+        let claim = claim(|c| {
+            c["spec"]["accessModes"] = json!(["ReadWriteOncePod"]);
+            c["spec"]["volumeMode"] = json!("Filesystem");
+            c["spec"]["volumeAttributesClassName"] = json!("");
+        });
+        assert!(validate(&claim, &class(|_| ())).is_ok());
+    }
+
+    #[test]
+    fn access_modes_of_many_nodes_are_refused() {
+        for mode in ["ReadWriteMany", "ReadOnlyMany"] {
+            let text = refused_claim(|c| c["spec"]["accessModes"] = json!(["ReadWriteOnce", mode]));
+            assert!(text.contains(mode) && text.contains("ReadWriteOnce"), "{text}");
+        }
+        assert!(refused_claim(|c| c["spec"]["accessModes"] = json!([])).contains("no access mode"));
+    }
+
+    #[test]
+    fn block_mode_is_refused() {
+        let text = refused_claim(|c| c["spec"]["volumeMode"] = json!("Block"));
+        assert!(text.contains("volumeMode Block"), "{text}");
+    }
+
+    #[test]
+    fn a_selector_is_refused_even_an_empty_one() {
+        let text = refused_claim(|c| c["spec"]["selector"] = json!({}));
+        assert!(text.contains("spec.selector"), "{text}");
+    }
+
+    #[test]
+    fn sources_are_refused() {
+        for field in ["dataSource", "dataSourceRef"] {
+            let source = json!({"kind": "VolumeSnapshot", "name": "s1", "apiGroup": "snapshot.storage.k8s.io"});
+            let text = refused_claim(|c| c["spec"][field] = source);
+            assert!(text.contains("VolumeSnapshot s1"), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_attributes_class_is_refused() {
+        let text = refused_claim(|c| c["spec"]["volumeAttributesClassName"] = json!("gold"));
+        assert!(text.contains("VolumeAttributesClass gold"), "{text}");
+    }
+
+    #[test]
+    fn sizes_that_hold_no_file_system_are_refused() {
+        let ask = |size: &str, fs: &str| {
+            let claim = claim(|c| c["spec"]["resources"]["requests"]["storage"] = json!(size));
+            let class = class(|c| c["parameters"]["csi.storage.k8s.io/fstype"] = json!(fs));
+            validate(&claim, &class)
+        };
+        assert!(ask("16Mi", "ext4").is_ok());
+        assert!(ask("300Mi", "xfs").is_ok());
+        let text = ask("314572799", "xfs").unwrap_err().to_string();
+        assert!(text.contains("300 MiB") && text.contains("xfs"), "{text}");
+        assert!(ask("0", "ext4").unwrap_err().to_string().contains("0 B is too small"));
+        assert!(ask("1Gi?", "ext4").unwrap_err().to_string().contains("1Gi?"));
+        assert!(refused_claim(|c| c["spec"]["resources"] = json!({})).contains("no storage"));
+    }
+
+    #[test]
+    fn immediate_binding_is_refused_also_as_the_default() {
+        let text = refused_class(|c| c["volumeBindingMode"] = json!("Immediate"));
+        assert!(text.contains("WaitForFirstConsumer"), "{text}");
+        assert!(refused_class(|c| c["volumeBindingMode"] = Value::Null).contains("Immediate"));
+    }
+
+    #[test]
+    fn unknown_parameters_are_refused() {
+        let text = refused_class(|c| c["parameters"]["volumegroup"] = json!("vg0"));
+        assert!(text.contains("\"volumegroup\""), "{text}");
+    }
+
+    #[test]
+    fn a_volume_group_is_needed_and_must_be_a_name() {
+        assert!(refused_class(|c| c["parameters"] = json!({})).contains("volumeGroup"));
+        assert!(refused_class(|c| c["parameters"]["volumeGroup"] = json!("")).contains("volumeGroup"));
+        for bad in ["../vg0", "vg 0", "-vg0", ".", &"v".repeat(128)] {
+            let text = refused_class(|c| c["parameters"]["volumeGroup"] = json!(bad));
+            assert!(text.contains("StorageClass fast") && text.contains("vgs"), "{text}");
+        }
+    }
+
+    #[test]
+    fn other_file_systems_are_refused() {
+        let text = refused_class(|c| c["parameters"]["csi.storage.k8s.io/fstype"] = json!("btrfs"));
+        assert!(text.contains("btrfs") && text.contains("ext4"), "{text}");
+    }
+
+    #[test]
+    fn mount_options_outside_the_list_are_refused() {
+        let text = refused_class(|c| c["mountOptions"] = json!(["noatime", "uid=0"]));
+        assert!(text.contains("uid=0") && text.contains("StorageClass fast"), "{text}");
+        // One entry must not smuggle in another.
+        assert!(refused_class(|c| c["mountOptions"] = json!(["noatime,context=x"])).contains("context"));
+    }
+
+    #[test]
+    fn the_old_annotation_names_the_class_too() {
+        let name = |c: &PersistentVolumeClaim| class_name(c).map(str::to_owned);
+        assert_eq!(name(&claim(|_| ())).as_deref(), Some("fast"));
+        let old = claim(|c| {
+            c["metadata"]["annotations"] = json!({BETA_STORAGE_CLASS: "slow"});
+            c["spec"]["storageClassName"] = Value::Null;
+        });
+        assert_eq!(name(&old).as_deref(), Some("slow"));
+        assert_eq!(name(&claim(|c| c["spec"]["storageClassName"] = json!(""))), None);
+    }
+}
