@@ -5,10 +5,7 @@ use std::error::Error;
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
-    let files = protox::compile(
-        ["csi.proto", "lvprov.proto", "pluginregistration.proto"],
-        ["proto"],
-    )?;
+    let files = protox::compile(["csi.proto", "lvprov.proto", "pluginregistration.proto"], ["proto"])?;
     tonic_prost_build::configure().compile_fds(files)?;
     Ok(())
 }

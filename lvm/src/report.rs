@@ -168,3 +168,65 @@ pub fn volumes(stdout: &[u8]) -> Result<Vec<LogicalVolume>, ReportError> {
     }
     Ok(volumes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn groups_as_lvm_prints_them() {
+        let groups = volume_groups(include_bytes!("../captures/vgs.json")).unwrap();
+        let [group] = groups.as_slice() else { panic!("{groups:?}") };
+        assert_eq!(group.name.as_str(), "vg0");
+        assert_eq!((group.size, group.extent_size), (21_470_642_176, 4 << 20));
+        assert_eq!(group.free, group.size);
+    }
+
+    #[test]
+    fn only_volumes_of_ours_are_seen_with_their_state() {
+        let volumes = volumes(include_bytes!("../captures/lvs.json")).unwrap();
+        let seen: Vec<_> = volumes.iter().map(|lv| (lv.name.as_str(), lv.active, lv.open)).collect();
+        assert_eq!(
+            seen,
+            [("log-0011223344556677", false, false), ("pvc-0f0e7f0a-1111-4222-8333-444455556666", true, true),]
+        );
+        assert!(matches!(&volumes[0].owner, Owner::Log { volume, .. } if volume.as_str() == "web-logs"));
+        assert_eq!((volumes[0].size, volumes[0].created), (320 << 20, 1_795_555_907));
+    }
+
+    #[test]
+    fn a_group_without_volumes_is_no_error() {
+        assert_eq!(volumes(include_bytes!("../captures/lvs-empty.json")).unwrap(), []);
+    }
+
+    /// LVM prints advice between the lines of its JSON.
+    #[test]
+    fn advice_amid_the_json_is_dropped_and_counted() {
+        let (rows, advice) = rows::<LvRow>("lvs", include_bytes!("../captures/lvs-missing-group.json")).unwrap();
+        assert!(rows.is_empty());
+        assert_eq!(advice, 2);
+        let warned = String::from_utf8_lossy(include_bytes!("../captures/vgs.json"))
+            .replace("      \"report\"", "  WARNING: VG vg0 was previously updated while missing.\n      \"report\"");
+        assert_eq!(volume_groups(warned.as_bytes()).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn what_is_no_report_is_an_error_and_not_an_empty_list() {
+        for bad in
+            [&b""[..], b"{}", b"{\"report\":{}}", b"Volume group not found", b"\xff", b"{\"report\":[{\"lv\":[{}]}]}"]
+        {
+            assert!(volumes(bad).is_err(), "{bad:?}");
+        }
+        let text = String::from_utf8_lossy(include_bytes!("../captures/vgs.json")).replace("21470642176", "<20.00g");
+        assert!(volume_groups(text.as_bytes()).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_output_is_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = volumes(&bytes);
+            let _ = volume_groups(&bytes);
+        }
+    }
+}

@@ -317,7 +317,7 @@ impl Lvm {
             .map(str::to_owned)
             .to_vec();
         args.push(name.to_string());
-        args.extend(["--size".to_owned(), format!("{size}b")]);
+        args.extend(["--size".to_owned(), size_argument(size)]);
         for tag in owner.to_tags() {
             args.extend(["--addtag".to_owned(), tag]);
         }
@@ -377,7 +377,7 @@ impl Lvm {
         if now >= size {
             return Ok(());
         }
-        let args = ["lvextend".into(), "--quiet".into(), "--size".into(), format!("{size}b"), format!("{vg}/{name}")];
+        let args = ["lvextend".into(), "--quiet".into(), "--size".into(), size_argument(size), format!("{vg}/{name}")];
         let Err(failure) = self.mutate(&mut lock, &args) else { return Ok(()) };
         let group = self.volume_groups()?.into_iter().find(|group| group.name == *vg);
         match group {
@@ -419,6 +419,11 @@ fn whole_extents(size: u64, extent: u64, limit: u64) -> Result<u64, CreateError>
         return Err(refuse(format!("in whole extents it is {rounded} B, which is over the limit of {limit} B")));
     }
     Ok(rounded)
+}
+
+/// LVM takes sizes in whole sectors only, and rounds them up to extents itself.
+fn size_argument(size: u64) -> String {
+    format!("{}b", round_up(size, 512).unwrap_or(size))
 }
 
 /// Why lvcreate failed, given what is there.

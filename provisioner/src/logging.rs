@@ -56,17 +56,13 @@ pub enum LoggingError {
 /// # Errors
 /// When the filter is malformed, or logging is set up already.
 pub fn init(args: &Args, output: Output) -> Result<(), LoggingError> {
-    let filter = EnvFilter::try_new(&args.log_level).map_err(|error| LoggingError::Filter {
-        level: args.log_level.clone(),
-        reason: error.to_string(),
-    })?;
+    let filter = EnvFilter::try_new(&args.log_level)
+        .map_err(|error| LoggingError::Filter { level: args.log_level.clone(), reason: error.to_string() })?;
     let writer = match output {
         Output::Stdout => BoxMakeWriter::new(io::stdout),
         Output::Stderr => BoxMakeWriter::new(io::stderr),
     };
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(writer);
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
     match args.log_format {
         Format::Json => lines.json().flatten_event(true).try_init(),
         Format::Text => lines.with_ansi(false).try_init(),

@@ -100,18 +100,11 @@ impl TlsFiles {
 
 fn read(dir: &Path, name: &str, label: &'static str) -> Result<Vec<u8>, TlsError> {
     let path = dir.join(name);
-    let content = fs::read(&path).map_err(|source| TlsError::Read {
-        path: path.clone(),
-        source,
-    })?;
+    let content = fs::read(&path).map_err(|source| TlsError::Read { path: path.clone(), source })?;
     // "EC PRIVATE KEY" and "RSA PRIVATE KEY" are keys as well.
     let end = format!("{label}-----");
     let found = String::from_utf8_lossy(&content)
         .lines()
         .any(|line| line.starts_with("-----BEGIN ") && line.trim_end().ends_with(&end));
-    if found {
-        Ok(content)
-    } else {
-        Err(TlsError::Content { path, label })
-    }
+    if found { Ok(content) } else { Err(TlsError::Content { path, label }) }
 }

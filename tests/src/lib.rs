@@ -1,1 +1,57 @@
-//! Tests that cross rooms.
+//! What tests that cross rooms share. They need the test bed, so they run only
+//! where `cargo xtask test` says that there is one; elsewhere they show as
+//! ignored.
+
+pub mod driver;
+pub mod objects;
+
+use anyhow::Result;
+use libtest_mimic::{Arguments, Trial};
+use std::sync::Arc;
+
+/// A named test, given what all tests of its file share.
+pub type Test<T> = (&'static str, fn(&T) -> Result<()>);
+
+/// Whether the test bed is to be used.
+pub fn enabled() -> bool {
+    std::env::var_os("LVPROV_TESTBED").is_some()
+}
+
+/// Runs tests on something that they share and that is made once, on the main
+/// thread, when there is anything to run. Ends the process.
+pub fn run<T: Send + Sync + 'static>(tests: &[Test<T>], make: impl FnOnce() -> Result<T>) -> ! {
+    let mut arguments = Arguments::from_args();
+    let wanted = |name: &str| match &arguments.filter {
+        Some(filter) if arguments.exact => name == filter,
+        Some(filter) => name.contains(filter.as_str()),
+        None => true,
+    };
+    let any = !arguments.list && enabled() && tests.iter().any(|(name, _)| wanted(name));
+    let shared = if any {
+        match make() {
+            Ok(shared) => Some(Arc::new(shared)),
+            Err(error) => {
+                eprintln!("the test bed does not come up: {error:#}");
+                std::process::exit(1);
+            }
+        }
+    } else {
+        None
+    };
+    // Each test has names of its own, but two cores and one disk are shared.
+    arguments.test_threads.get_or_insert(1);
+    let trials = tests
+        .iter()
+        .map(|&(name, test)| {
+            let shared = shared.clone();
+            Trial::test(name, move || {
+                let Some(shared) = shared else { return Err("no test bed".into()) };
+                test(&shared).map_err(|error| format!("{error:#}").into())
+            })
+            .with_ignored_flag(!enabled())
+        })
+        .collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    drop(shared);
+    conclusion.exit()
+}

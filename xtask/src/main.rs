@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use xtask::commands::cluster::ClusterCommand;
 use xtask::commands::node::NodeCommand;
 use xtask::{agent, commands, sandbox};
 
@@ -21,6 +22,9 @@ struct Arguments {
 enum Command {
     /// Run a command on a throw-away node with a volume group `vg0`.
     Node(NodeCommand),
+    /// A Kubernetes cluster that stays between commands.
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
     /// Parts that run in a sandbox or a guest.
     #[command(hide = true, subcommand)]
     Internal(Internal),
@@ -59,6 +63,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<u8> {
     match command {
         Command::Node(node) => return commands::node::run(&node),
+        Command::Cluster(cluster) => return commands::cluster::run(cluster),
         Command::Internal(Internal::Supervise { directory, detached }) => {
             sandbox::supervisor::supervise(&directory, detached)?;
         }

@@ -42,10 +42,7 @@ pub fn supervise(directory: &Path, detached: bool) -> Result<()> {
         .stdin(Stdio::inherit())
         .stdout(Stdio::piped())
         .spawn()?;
-    let record = Record {
-        supervisor: std::process::id().cast_signed(),
-        init: child.id().cast_signed(),
-    };
+    let record = Record { supervisor: std::process::id().cast_signed(), init: child.id().cast_signed() };
     fs::write(directory.join("sandbox.json"), serde_json::to_vec(&record)?)?;
     let mut line = String::new();
     if let Some(stdout) = child.stdout.take() {
@@ -62,7 +59,9 @@ pub fn supervise(directory: &Path, detached: bool) -> Result<()> {
 fn remove_disks(directory: &Path) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let path = entry.path();
-        if path.is_dir() {
+        if path.ends_with("etcd") {
+            let _ = fs::remove_dir_all(path);
+        } else if path.is_dir() {
             remove_disks(&path);
         } else if path.extension() == Some(OsStr::new("img")) {
             let _ = fs::remove_file(path);

@@ -6,11 +6,12 @@ use std::{env, io};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 
 use crate::paths;
 
 /// Cargo profile of the shipped binaries.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
 pub enum Profile {
     /// Quick to build.
     #[default]
@@ -42,7 +43,7 @@ pub fn build(profile: Profile) -> Result<PathBuf> {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
         .current_dir(paths::repository())
-        .args(["build", "--quiet", "--target", paths::static_target()])
+        .args(["build", "--quiet"])
         .args(["--package", "lvprov", "--package", "lvprov-flexvolume", "--bins"])
         .args((profile == Profile::Release).then_some("--release"))
         .stdout(io::stderr());

@@ -10,19 +10,19 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use super::init;
-use super::output::Output;
+use super::machine::Machine;
 use crate::agent::Command;
-use crate::agent::client::{Agent, AgentError, Input};
+use crate::agent::client::Agent;
 use crate::sandbox::{Sandbox, xtask_binary};
+
+/// Where a guest writes logs that are kept on this machine, below its own directory.
+pub const GUEST_LOGS: &str = "/var/log/testbed";
 
 /// How long a guest may take to come up.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
-/// How long a command in a guest may take, unless told otherwise.
-pub const COMMAND_LIMIT: Duration = Duration::from_secs(300);
 
 /// What a guest is to be.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -62,11 +62,7 @@ impl Guest {
     pub fn create(sandbox: &Sandbox, options: GuestOptions) -> Result<Self> {
         let directory = sandbox.directory().join(&options.name);
         fs::create_dir_all(&directory)?;
-        let guest = Self {
-            options,
-            directory,
-            pid: None,
-        };
+        let guest = Self { options, directory, pid: None };
         let own = guest.directory.join("own.img");
         File::create(&own)?.set_len(16 << 30)?;
         let made = Process::new("mkfs.ext4")
@@ -81,22 +77,19 @@ impl Guest {
         for (index, gib) in guest.options.disks_gib.iter().enumerate() {
             File::create(guest.disk(index))?.set_len(gib << 30)?;
         }
-        let script = init::script(
-            &guest.options,
-            &xtask_binary()?.display().to_string(),
-            &guest.options.tools.display().to_string(),
-        );
+        let script =
+            init::script(&guest.options, &xtask_binary()?.display().to_string(), &guest.logs().display().to_string());
+        fs::create_dir_all(guest.logs())?;
         fs::write(guest.init(), script)?;
         fs::set_permissions(guest.init(), Permissions::from_mode(0o755))?;
 
         let (tap, address, mac) = (guest.tap(), guest.options.address, guest.mac());
         // The address is known from the start: no packet waits for ARP.
         let commands = format!(
-            "set -e; ip tuntap add {tap} mode tap; ip link set {tap} master br0 up; \
+            "ip tuntap add {tap} mode tap; ip link set {tap} master br0 up; \
              ip neighbour replace {address} lladdr {mac} dev br0 nud permanent"
         );
-        let output = capture(sandbox.agent(), &Command::new(["sh", "-c", &commands]), Input::Empty, COMMAND_LIMIT)?;
-        output.ok()?;
+        Machine::new("sandbox", sandbox.agent().clone()).sh(&commands)?;
         Ok(guest)
     }
 
@@ -106,6 +99,10 @@ impl Guest {
 
     fn disk(&self, index: usize) -> PathBuf {
         self.directory.join(format!("disk{index}.img"))
+    }
+
+    fn logs(&self) -> PathBuf {
+        self.directory.join("logs")
     }
 
     fn tap(&self) -> String {
@@ -125,6 +122,11 @@ impl Guest {
     /// Its agent.
     pub fn agent(&self, sandbox: &Sandbox) -> Agent {
         sandbox.agent().at(SocketAddr::new(IpAddr::V4(self.options.address), init::AGENT_PORT))
+    }
+
+    /// To run things on it.
+    pub fn machine(&self, sandbox: &Sandbox) -> Machine {
+        Machine::new(&self.options.name, self.agent(sandbox))
     }
 
     /// Powers it on, without waiting.
@@ -181,7 +183,11 @@ impl Guest {
                     bail!("node {} stopped while it booted; its console said:\n{}", self.options.name, self.tail());
                 }
                 if start.elapsed() > BOOT_LIMIT {
-                    bail!("node {} did not boot in {BOOT_LIMIT:?}; its console said:\n{}", self.options.name, self.tail());
+                    bail!(
+                        "node {} did not boot in {BOOT_LIMIT:?}; its console said:\n{}",
+                        self.options.name,
+                        self.tail()
+                    );
                 }
             }
         }
@@ -196,13 +202,13 @@ impl Guest {
         if !self.options.volume_groups || self.options.disks_gib.is_empty() {
             return Ok(());
         }
-        let mut script = "set -e".to_string();
+        let mut script = String::new();
         for index in 0..self.options.disks_gib.len() {
             let letter = char::from(b'b' + u8::try_from(index)?);
             // vgcreate makes the physical volume too.
-            script.push_str(&format!("; vgcreate -q -q -y vg{index} /dev/ubd{letter} >/dev/null"));
+            script.push_str(&format!("vgcreate -q -q -y vg{index} /dev/ubd{letter} >/dev/null\n"));
         }
-        capture(&self.agent(sandbox), &Command::new(["sh", "-c", &script]), Input::Empty, COMMAND_LIMIT)?.ok()?;
+        self.machine(sandbox).sh(&script)?;
         Ok(())
     }
 
@@ -244,34 +250,15 @@ impl Guest {
         Ok(())
     }
 
-    /// The console's last lines.
-    pub fn tail(&self) -> String {
-        let text = fs::read(self.console()).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(30)..].join("\n")
+    fn tail(&self) -> String {
+        tail(&self.console(), 30)
     }
 }
 
-/// Signal a sandbox's process gets when it is to go at once.
-pub const KILL: Signal = Signal::SIGKILL;
-
-/// Runs a command and keeps what it says.
-pub(crate) fn capture(agent: &Agent, command: &Command, input: Input, limit: Duration) -> Result<Output> {
-    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-    let exit = agent.exec(command, input, Some(limit), &mut stdout, &mut stderr);
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    let (stdout, stderr) = (text(stdout), text(stderr));
-    match exit {
-        Ok(exit) => Ok(Output {
-            command: command.line(),
-            stdout,
-            stderr,
-            status: exit.shell_code(),
-        }),
-        Err(error @ AgentError::TimedOut { .. }) => {
-            bail!("{error}\n--- stdout so far\n{stdout}\n--- stderr so far\n{stderr}")
-        }
-        Err(error) => Err(error.into()),
-    }
+/// A log's last lines.
+pub(crate) fn tail(log: &Path, count: usize) -> String {
+    let text = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::testbed::guest::GuestOptions;
+use super::guest::{GUEST_LOGS, GuestOptions};
 
 /// Kernel modules of every guest, and those that only Kubernetes needs.
 const MODULES: &str = "overlay dm-mod dm-thin-pool dm-snapshot dm-raid xfs";
@@ -26,10 +26,11 @@ activation {
 
 /// Writes the script. Everything before `pivot_root` sees the machine's own
 /// root, mounted read-only.
-pub fn script(options: &GuestOptions, xtask: &str, tools: &str) -> String {
+pub fn script(options: &GuestOptions, xtask: &str, logs: &str) -> String {
     let mut script = String::new();
     let modules = if options.cluster { format!("{MODULES} {CLUSTER_MODULES}") } else { MODULES.into() };
     let GuestOptions { name, address, gateway, .. } = options;
+    let tools = options.tools.display();
     let _ = write!(
         script,
         r#"#!/bin/sh
@@ -62,6 +63,9 @@ mount --bind /mnt/disk/kubelet var/lib/kubelet
 pivot_root . mnt/old
 cd /
 umount -l /mnt/old
+# Only this directory of the machine can be written to.
+mkdir -p {GUEST_LOGS}
+mount -t hostfs -o {logs} none {GUEST_LOGS} || fail logs
 mount --make-rshared /
 ln -sfn /proc/self/fd /dev/fd
 ln -sfn /run/lock /var/lock 2>/dev/null

@@ -1,18 +1,27 @@
 //! Nodes and clusters to test on.
 
-pub mod guest;
-mod init;
-pub mod node;
-mod output;
-
-pub use node::{Node, NodeOptions};
-pub use output::Output;
-
 use std::fs;
 
 use crate::paths;
 use crate::progress::say;
 use crate::sandbox::Sandbox;
+
+mod api;
+mod certificates;
+pub mod cluster;
+mod components;
+pub mod guest;
+pub mod image;
+mod init;
+mod machine;
+pub mod node;
+mod output;
+
+pub use api::Event;
+pub use cluster::{Cluster, ClusterNode, ClusterOptions};
+pub use machine::Machine;
+pub use node::{Node, NodeOptions};
+pub use output::Output;
 
 /// Ends a sandbox; keeps its logs, and says where, when a test failed.
 pub(crate) fn finish(sandbox: &mut Sandbox, failed: bool) {

@@ -1,16 +1,14 @@
 //! A node without Kubernetes.
 
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::{process, thread};
 
 use anyhow::Result;
 
-use super::guest::{COMMAND_LIMIT, Guest, GuestOptions, capture};
-use super::output::Output;
-use crate::agent::Command;
-use crate::agent::client::{Agent, Input};
+use super::guest::{Guest, GuestOptions};
+use super::machine::Machine;
 use crate::sandbox::{Life, Sandbox};
 use crate::setup::binaries::{self, Profile};
 
@@ -48,7 +46,7 @@ impl Default for NodeOptions {
 pub struct Node {
     guest: Guest,
     sandbox: Sandbox,
-    agent: Agent,
+    machine: Machine,
 }
 
 impl Node {
@@ -85,73 +83,7 @@ impl Node {
         guest.power_on(&sandbox)?;
         guest.wait_ready(&sandbox)?;
         guest.make_volume_groups(&sandbox)?;
-        Ok(Self {
-            agent: guest.agent(&sandbox),
-            guest,
-            sandbox,
-        })
-    }
-
-    /// The node's agent, for what the methods here do not cover.
-    pub fn agent(&self) -> &Agent {
-        &self.agent
-    }
-
-    /// Runs a command; whatever its status, that is no error.
-    ///
-    /// # Errors
-    /// When it cannot be started, or does not end within five minutes.
-    pub fn exec<I, S>(&self, argv: I) -> Result<Output>
-    where
-        I: IntoIterator<Item = S>,
-        S: Into<String>,
-    {
-        self.exec_with(&Command::new(argv), b"")
-    }
-
-    /// Runs a command with an environment, a directory, and this on its
-    /// standard input.
-    ///
-    /// # Errors
-    /// As [`Node::exec`].
-    pub fn exec_with(&self, command: &Command, input: &[u8]) -> Result<Output> {
-        capture(&self.agent, command, Input::Bytes(input.to_vec()), COMMAND_LIMIT)
-    }
-
-    /// Runs a command that is to succeed; gives its standard output.
-    ///
-    /// # Errors
-    /// As [`Node::exec`], and for any status but 0.
-    pub fn run<I, S>(&self, argv: I) -> Result<String>
-    where
-        I: IntoIterator<Item = S>,
-        S: Into<String>,
-    {
-        self.exec(argv)?.ok()
-    }
-
-    /// Runs a shell script that stops at its first failing command.
-    ///
-    /// # Errors
-    /// As [`Node::run`].
-    pub fn sh(&self, script: &str) -> Result<String> {
-        self.run(["sh", "-ec", script])
-    }
-
-    /// Writes a file of mode 0644, whole before it appears; makes its directory.
-    ///
-    /// # Errors
-    /// When the node cannot.
-    pub fn write_file(&self, path: impl AsRef<Path>, content: impl Into<Vec<u8>>) -> Result<()> {
-        Ok(self.agent.write_file(path.as_ref(), 0o644, content.into())?)
-    }
-
-    /// The file's content.
-    ///
-    /// # Errors
-    /// When it is not there.
-    pub fn read_file(&self, path: &str) -> Result<String> {
-        self.run(["cat", path])
+        Ok(Self { machine: guest.machine(&sandbox), guest, sandbox })
     }
 
     /// Cuts its power and leaves it off: what it had not written to a disk is lost.
@@ -184,11 +116,19 @@ impl Node {
 /// The network that guests are on.
 pub(crate) fn make_bridge(sandbox: &Sandbox) -> Result<()> {
     let script = format!(
-        "set -e; ip link add br0 type bridge; ip address add {BRIDGE}/24 dev br0; ip link set br0 up; \
+        "ip link add br0 type bridge; ip address add {BRIDGE}/24 dev br0; ip link set br0 up; \
          echo 1 > /proc/sys/net/ipv4/ip_forward"
     );
-    capture(sandbox.agent(), &Command::new(["sh", "-c", &script]), Input::Empty, COMMAND_LIMIT)?.ok()?;
+    Machine::new("sandbox", sandbox.agent().clone()).sh(&script)?;
     Ok(())
+}
+
+impl Deref for Node {
+    type Target = Machine;
+
+    fn deref(&self) -> &Machine {
+        &self.machine
+    }
 }
 
 impl Drop for Node {

@@ -1,0 +1,320 @@
+//! The CSI Controller service, for the volume groups of this one node.
+
+use std::fmt::Display;
+use std::sync::Arc;
+use std::time::Instant;
+
+use lvm::Lvm;
+use lvm::identity::Owner;
+use lvm::names::VgName;
+use lvm::volume::{Created, Deleted};
+use lvprov_proto::csi::controller_server::Controller;
+use lvprov_proto::csi::controller_service_capability::rpc::Type;
+use lvprov_proto::csi::controller_service_capability::{self, Rpc};
+use lvprov_proto::csi::validate_volume_capabilities_response::Confirmed;
+use lvprov_proto::csi::{self, ControllerServiceCapability, Volume};
+use tonic::{Request, Response, Status};
+use tracing::{info, warn};
+
+use super::capability;
+use super::capacity::Capacity;
+use super::create_volume::{self, CreateVolumeError};
+use super::csi_node::topology;
+use super::delete_volume::DeleteVolumeError;
+use super::in_progress::InProgress;
+use super::served::Served;
+use super::volume_id::VolumeId;
+use crate::names::{TOPOLOGY_NODE, parameters};
+
+/// Makes and removes data volumes.
+#[derive(Debug, Clone)]
+pub struct ControllerService {
+    node_name: Arc<str>,
+    lvm: Arc<Lvm>,
+    served: Served,
+    capacity: Capacity,
+    in_progress: Arc<InProgress>,
+}
+
+impl ControllerService {
+    /// For the Kubernetes node `node_name`.
+    pub fn new(
+        node_name: &str,
+        lvm: Arc<Lvm>,
+        served: Served,
+        capacity: Capacity,
+        in_progress: Arc<InProgress>,
+    ) -> Self {
+        Self { node_name: node_name.into(), lvm, served, capacity, in_progress }
+    }
+
+    async fn create(&self, request: &csi::CreateVolumeRequest) -> Result<(VolumeId, Created), CreateVolumeError> {
+        let mut volume = create_volume::parse(request, &self.node_name)?;
+        if !self.served.includes(&volume.vg) {
+            return Err(CreateVolumeError::NotServed { vg: volume.vg, served: self.served.to_string() });
+        }
+        // An extent's size never changes, so an old report does.
+        volume.extent_size = self.capacity.group(&volume.vg).map(|group| group.extent_size);
+        let id = VolumeId { vg: volume.vg.clone(), lv: volume.name.clone(), claim_uid: volume.owner.claim_uid.clone() };
+        let operation = self.in_progress.begin(&id.to_string())?;
+        let turn = self.in_progress.turn(&id.vg).await;
+        let lvm = Arc::clone(&self.lvm);
+        // The call may be cancelled now; the work goes on to its end, and until
+        // then nobody else may touch the volume.
+        let created = tokio::task::spawn_blocking(move || {
+            let _held = (operation, turn);
+            lvm.create_data(&volume)
+        })
+        .await
+        .map_err(|error| CreateVolumeError::Interrupted(error.to_string()))??;
+        Ok((id, created))
+    }
+
+    async fn delete(&self, id: &str) -> Result<Deleted, DeleteVolumeError> {
+        if id.is_empty() {
+            return Err(DeleteVolumeError::MissingId);
+        }
+        // CSI: a volume that cannot exist is gone already.
+        let Some(id) = VolumeId::parse(id) else { return Ok(Deleted::Absent) };
+        if !self.served.includes(&id.vg) {
+            return Err(DeleteVolumeError::NotServed(id.vg));
+        }
+        let operation = self.in_progress.begin(&id.to_string())?;
+        let turn = self.in_progress.turn(&id.vg).await;
+        let lvm = Arc::clone(&self.lvm);
+        tokio::task::spawn_blocking(move || {
+            let _held = (operation, turn);
+            Ok(lvm.delete_if(&id.vg, &id.lv, |found| match &found.owner {
+                Owner::Data(owner) => owner.claim_uid == id.claim_uid,
+                Owner::Log { .. } => false,
+            })?)
+        })
+        .await
+        .map_err(|error| DeleteVolumeError::Interrupted(error.to_string()))?
+    }
+
+    /// Free bytes of the group that the parameters name, from the latest
+    /// report: whole extents, in one piece, since our volumes are linear.
+    fn free(&self, request: &csi::GetCapacityRequest) -> Result<u64, Status> {
+        let elsewhere = request
+            .accessible_topology
+            .as_ref()
+            .and_then(|topology| topology.segments.get(TOPOLOGY_NODE))
+            .is_some_and(|node| **node != *self.node_name);
+        if elsewhere {
+            return Ok(0);
+        }
+        let fs = request.parameters.get(parameters::FS_TYPE).map(String::as_str);
+        let usable =
+            request.volume_capabilities.is_empty() && fs.is_none_or(|fs| fs.parse::<lvm::filesystem::FsType>().is_ok());
+        if !usable && capability::check(&request.volume_capabilities, fs).is_err() {
+            return Ok(0);
+        }
+        let groups = self.capacity.latest().ok_or_else(|| Status::unavailable("LVM has not answered yet"))?;
+        let free = match request.parameters.get(parameters::VOLUME_GROUP) {
+            Some(vg) => groups.iter().filter(|group| group.name.as_str() == vg).map(|group| group.free).sum(),
+            None => groups.iter().map(|group| group.free).max().unwrap_or(0),
+        };
+        Ok(free)
+    }
+}
+
+/// One line for each call that changes something.
+fn log<T, E: Display>(
+    call: &str,
+    volume: &str,
+    started: Instant,
+    result: &Result<T, E>,
+    detail: impl Fn(&T) -> String,
+) {
+    let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    match result {
+        Ok(done) => info!(call, volume, ms, result = detail(done)),
+        Err(error) => warn!(call, volume, ms, %error),
+    }
+}
+
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+fn unserved(call: &str) -> Status {
+    Status::unimplemented(format!("{call} is not served"))
+}
+
+#[tonic::async_trait]
+impl Controller for ControllerService {
+    async fn create_volume(
+        &self,
+        request: Request<csi::CreateVolumeRequest>,
+    ) -> Result<Response<csi::CreateVolumeResponse>, Status> {
+        let started = Instant::now();
+        let request = request.into_inner();
+        let result = self.create(&request).await;
+        log("CreateVolume", &request.name, started, &result, |(id, created)| {
+            let how = if created.existed { "existed" } else { "made" };
+            format!("{how} {id} with {} B", created.size)
+        });
+        let (id, created) = result?;
+        Ok(Response::new(csi::CreateVolumeResponse {
+            volume: Some(Volume {
+                capacity_bytes: signed(created.size),
+                volume_id: id.to_string(),
+                accessible_topology: vec![topology(&self.node_name)],
+                ..Default::default()
+            }),
+        }))
+    }
+
+    async fn delete_volume(
+        &self,
+        request: Request<csi::DeleteVolumeRequest>,
+    ) -> Result<Response<csi::DeleteVolumeResponse>, Status> {
+        let started = Instant::now();
+        let id = request.into_inner().volume_id;
+        let result = self.delete(&id).await;
+        log("DeleteVolume", &id, started, &result, |deleted| {
+            match deleted {
+                Deleted::Removed => "removed",
+                Deleted::Absent => "was not there",
+            }
+            .to_owned()
+        });
+        result?;
+        Ok(Response::new(csi::DeleteVolumeResponse {}))
+    }
+
+    async fn get_capacity(
+        &self,
+        request: Request<csi::GetCapacityRequest>,
+    ) -> Result<Response<csi::GetCapacityResponse>, Status> {
+        let free = self.free(&request.into_inner())?;
+        Ok(Response::new(csi::GetCapacityResponse {
+            available_capacity: signed(free),
+            maximum_volume_size: Some(signed(free)),
+            minimum_volume_size: None,
+        }))
+    }
+
+    async fn validate_volume_capabilities(
+        &self,
+        request: Request<csi::ValidateVolumeCapabilitiesRequest>,
+    ) -> Result<Response<csi::ValidateVolumeCapabilitiesResponse>, Status> {
+        let request = request.into_inner();
+        if request.volume_id.is_empty() {
+            return Err(Status::invalid_argument("volume_id is missing"));
+        }
+        if request.volume_capabilities.is_empty() {
+            return Err(Status::invalid_argument("volume_capabilities is missing"));
+        }
+        let not_found = || Status::not_found(format!("no volume {:?} on node {}", request.volume_id, self.node_name));
+        let id = VolumeId::parse(&request.volume_id).ok_or_else(not_found)?;
+        let known: Option<VgName> = self.capacity.group(&id.vg).map(|group| group.name);
+        let vg = known.ok_or_else(not_found)?;
+        let lvm = Arc::clone(&self.lvm);
+        let found = tokio::task::spawn_blocking(move || lvm.find(&vg, &id.lv))
+            .await
+            .map_err(|error| Status::unavailable(error.to_string()))?
+            // Not known is not the same as not there.
+            .map_err(|error| Status::unavailable(error.to_string()))?;
+        found.ok_or_else(not_found)?;
+        let fs = request.parameters.get(parameters::FS_TYPE).map(String::as_str);
+        let response = match capability::check(&request.volume_capabilities, fs) {
+            Ok(_) => csi::ValidateVolumeCapabilitiesResponse {
+                confirmed: Some(Confirmed {
+                    volume_context: request.volume_context,
+                    volume_capabilities: request.volume_capabilities,
+                    parameters: request.parameters,
+                    mutable_parameters: request.mutable_parameters,
+                }),
+                message: String::new(),
+            },
+            Err(error) => csi::ValidateVolumeCapabilitiesResponse { confirmed: None, message: error.to_string() },
+        };
+        Ok(Response::new(response))
+    }
+
+    async fn controller_get_capabilities(
+        &self,
+        _request: Request<csi::ControllerGetCapabilitiesRequest>,
+    ) -> Result<Response<csi::ControllerGetCapabilitiesResponse>, Status> {
+        let capability = |kind: Type| ControllerServiceCapability {
+            r#type: Some(controller_service_capability::Type::Rpc(Rpc { r#type: kind.into() })),
+        };
+        Ok(Response::new(csi::ControllerGetCapabilitiesResponse {
+            capabilities: [Type::CreateDeleteVolume, Type::GetCapacity, Type::SingleNodeMultiWriter]
+                .map(capability)
+                .to_vec(),
+        }))
+    }
+
+    async fn controller_publish_volume(
+        &self,
+        _request: Request<csi::ControllerPublishVolumeRequest>,
+    ) -> Result<Response<csi::ControllerPublishVolumeResponse>, Status> {
+        Err(unserved("ControllerPublishVolume"))
+    }
+
+    async fn controller_unpublish_volume(
+        &self,
+        _request: Request<csi::ControllerUnpublishVolumeRequest>,
+    ) -> Result<Response<csi::ControllerUnpublishVolumeResponse>, Status> {
+        Err(unserved("ControllerUnpublishVolume"))
+    }
+
+    async fn list_volumes(
+        &self,
+        _request: Request<csi::ListVolumesRequest>,
+    ) -> Result<Response<csi::ListVolumesResponse>, Status> {
+        Err(unserved("ListVolumes"))
+    }
+
+    async fn create_snapshot(
+        &self,
+        _request: Request<csi::CreateSnapshotRequest>,
+    ) -> Result<Response<csi::CreateSnapshotResponse>, Status> {
+        Err(unserved("CreateSnapshot"))
+    }
+
+    async fn delete_snapshot(
+        &self,
+        _request: Request<csi::DeleteSnapshotRequest>,
+    ) -> Result<Response<csi::DeleteSnapshotResponse>, Status> {
+        Err(unserved("DeleteSnapshot"))
+    }
+
+    async fn list_snapshots(
+        &self,
+        _request: Request<csi::ListSnapshotsRequest>,
+    ) -> Result<Response<csi::ListSnapshotsResponse>, Status> {
+        Err(unserved("ListSnapshots"))
+    }
+
+    async fn get_snapshot(
+        &self,
+        _request: Request<csi::GetSnapshotRequest>,
+    ) -> Result<Response<csi::GetSnapshotResponse>, Status> {
+        Err(unserved("GetSnapshot"))
+    }
+
+    async fn controller_expand_volume(
+        &self,
+        _request: Request<csi::ControllerExpandVolumeRequest>,
+    ) -> Result<Response<csi::ControllerExpandVolumeResponse>, Status> {
+        Err(unserved("ControllerExpandVolume"))
+    }
+
+    async fn controller_get_volume(
+        &self,
+        _request: Request<csi::ControllerGetVolumeRequest>,
+    ) -> Result<Response<csi::ControllerGetVolumeResponse>, Status> {
+        Err(unserved("ControllerGetVolume"))
+    }
+
+    async fn controller_modify_volume(
+        &self,
+        _request: Request<csi::ControllerModifyVolumeRequest>,
+    ) -> Result<Response<csi::ControllerModifyVolumeResponse>, Status> {
+        Err(unserved("ControllerModifyVolume"))
+    }
+}

@@ -1,0 +1,368 @@
+//! CreateVolume: what a request must say, and what its failures mean.
+
+use std::collections::HashMap;
+
+use lvm::lock::LockError;
+use lvm::names::{ClaimName, ClaimUid, ClusterId, LvName, NameError, Namespace, VgName};
+use lvm::size::human;
+use lvm::{filesystem::FsType, identity::DataOwner};
+use lvm::{volume::CreateData, volume::CreateError};
+use lvprov_proto::csi::{CapacityRange, CreateVolumeRequest, TopologyRequirement};
+use tonic::{Code, Status};
+
+use super::capability::{self, CapabilityError};
+use super::in_progress::Busy;
+use crate::names::{TOPOLOGY_NODE, parameters};
+
+/// Why there is no new volume.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateVolumeError {
+    /// A required parameter is missing.
+    #[error("parameter {0} is missing")]
+    MissingParameter(&'static str),
+    /// A parameter that we do not know.
+    #[error("parameter {0:?} is not known")]
+    UnknownParameter(String),
+    /// A parameter's value is not valid.
+    #[error("parameter {key}: {source}")]
+    Parameter {
+        /// The parameter.
+        key: &'static str,
+        /// What is wrong.
+        #[source]
+        source: NameError,
+    },
+    /// The name is not that of the claim's volume.
+    #[error("name {name:?} is not that of the claim's volume, {expected}")]
+    Name {
+        /// As asked for.
+        name: String,
+        /// As it should be.
+        expected: LvName,
+    },
+    /// It cannot be used as asked for.
+    #[error(transparent)]
+    Capability(#[from] CapabilityError),
+    /// The size is missing, or contradicts itself.
+    #[error("capacity range: {0}")]
+    Range(String),
+    /// The file system needs more.
+    #[error("{} is too small for {fs}, which needs {} at least", human(*.asked), human(.fs.minimum_size()))]
+    TooSmall {
+        /// Bytes asked for.
+        asked: u64,
+        /// The file system.
+        fs: FsType,
+    },
+    /// A snapshot or another volume as source.
+    #[error("a volume with a data source is not served: neither snapshots nor clones")]
+    ContentSource,
+    /// A VolumeAttributesClass.
+    #[error("a VolumeAttributesClass is not served")]
+    MutableParameters,
+    /// It does not say where, or says elsewhere.
+    #[error("the volume is wanted on {wanted}, this is node {node}")]
+    OtherNode {
+        /// The nodes asked for.
+        wanted: String,
+        /// This node.
+        node: String,
+    },
+    /// The group is not among those that this node may serve.
+    #[error("no volume group {vg} is served on this node; it serves: {served}")]
+    NotServed {
+        /// The group.
+        vg: VgName,
+        /// Those that are.
+        served: String,
+    },
+    /// The same volume is worked on.
+    #[error(transparent)]
+    Busy(#[from] Busy),
+    /// LVM could not make it.
+    #[error(transparent)]
+    Lvm(#[from] CreateError),
+    /// The work broke off.
+    #[error("creating the volume broke off: {0}")]
+    Interrupted(String),
+}
+
+impl CreateVolumeError {
+    /// What the caller is to make of it.
+    pub fn code(&self) -> Code {
+        match self {
+            // The request itself is wrong: the same again fails the same way.
+            Self::MissingParameter(_)
+            | Self::UnknownParameter(_)
+            | Self::Parameter { .. }
+            | Self::Name { .. }
+            | Self::Capability(_)
+            | Self::Range(_)
+            | Self::TooSmall { .. }
+            | Self::ContentSource
+            | Self::MutableParameters => Code::InvalidArgument,
+            // The caller has an old address of its node: with the right one it goes well.
+            Self::OtherNode { .. } => Code::Unavailable,
+            // Wrong node for this class until an admin changes something: back to the scheduler.
+            Self::NotServed { .. } | Self::Lvm(CreateError::NoVolumeGroup { .. }) => Code::FailedPrecondition,
+            // The first call decides; this one learns of it by calling again.
+            Self::Busy(_) => Code::Aborted,
+            // Another node may have room: back to the scheduler.
+            Self::Lvm(CreateError::Full { .. }) => Code::ResourceExhausted,
+            // Somebody else's volume, or a smaller one: calling again does not change it.
+            Self::Lvm(CreateError::Conflict { .. }) => Code::AlreadyExists,
+            // In whole extents it is out of the asked range.
+            Self::Lvm(CreateError::Size { .. }) => Code::InvalidArgument,
+            // Waited for long enough; the next call may be luckier.
+            Self::Lvm(CreateError::Lock(LockError::Busy { .. })) => Code::Unavailable,
+            // LVM may have made it or not. The next call finds out: nothing is given back on a guess.
+            Self::Lvm(CreateError::Lock(_) | CreateError::Report(_) | CreateError::Command(_))
+            | Self::Interrupted(_) => Code::Unavailable,
+        }
+    }
+}
+
+impl From<CreateVolumeError> for Status {
+    fn from(error: CreateVolumeError) -> Self {
+        Status::new(error.code(), crate::with_causes(&error))
+    }
+}
+
+/// Checks a request and gives what LVM is to make on `node`.
+///
+/// # Errors
+/// When it is not valid, or not for this node.
+pub fn parse(request: &CreateVolumeRequest, node: &str) -> Result<CreateData, CreateVolumeError> {
+    check_place(request.accessibility_requirements.as_ref(), node)?;
+    check_keys(&request.parameters)?;
+    let value = |key| request.parameters.get(key).ok_or(CreateVolumeError::MissingParameter(key));
+    let vg = checked(parameters::VOLUME_GROUP, value(parameters::VOLUME_GROUP)?, VgName::parse)?;
+    let owner = DataOwner {
+        cluster: checked(parameters::CLUSTER, value(parameters::CLUSTER)?, ClusterId::parse)?,
+        claim_uid: checked(parameters::CLAIM_UID, value(parameters::CLAIM_UID)?, ClaimUid::parse)?,
+        namespace: checked(parameters::PVC_NAMESPACE, value(parameters::PVC_NAMESPACE)?, Namespace::parse)?,
+        claim: checked(parameters::PVC_NAME, value(parameters::PVC_NAME)?, ClaimName::parse)?,
+    };
+    let name = LvName::for_claim(&owner.claim_uid);
+    for given in [Some(&request.name), request.parameters.get(parameters::PV_NAME)].into_iter().flatten() {
+        if given != name.as_str() {
+            return Err(CreateVolumeError::Name { name: given.chars().take(80).collect(), expected: name });
+        }
+    }
+    if request.volume_content_source.is_some() {
+        return Err(CreateVolumeError::ContentSource);
+    }
+    if !request.mutable_parameters.is_empty() {
+        return Err(CreateVolumeError::MutableParameters);
+    }
+    let fs_parameter = request.parameters.get(parameters::FS_TYPE).map(String::as_str);
+    let fs = capability::check(&request.volume_capabilities, fs_parameter)?;
+    let (size, limit) = parse_range(request.capacity_range)?;
+    if size < fs.minimum_size() {
+        return Err(CreateVolumeError::TooSmall { asked: size, fs });
+    }
+    Ok(CreateData { vg, name, size, limit, extent_size: None, owner })
+}
+
+fn checked<T>(
+    key: &'static str,
+    value: &str,
+    parse: impl FnOnce(&str) -> Result<T, NameError>,
+) -> Result<T, CreateVolumeError> {
+    parse(value).map_err(|source| CreateVolumeError::Parameter { key, source })
+}
+
+/// A node is named by one of the requisite topologies; `preferred` only orders
+/// them. Without any the caller does not know where the volume will be, which
+/// is no use for a local one.
+fn check_place(requirement: Option<&TopologyRequirement>, node: &str) -> Result<(), CreateVolumeError> {
+    let requirement = requirement.cloned().unwrap_or_default();
+    let topologies = if requirement.requisite.is_empty() { &requirement.preferred } else { &requirement.requisite };
+    let wanted: Vec<&str> =
+        topologies.iter().filter_map(|topology| topology.segments.get(TOPOLOGY_NODE).map(String::as_str)).collect();
+    if wanted.contains(&node) {
+        return Ok(());
+    }
+    let wanted = if wanted.is_empty() {
+        format!("no node (topology {TOPOLOGY_NODE} is missing)")
+    } else {
+        wanted.iter().map(|name| name.chars().take(80).collect::<String>()).collect::<Vec<_>>().join(", ")
+    };
+    Err(CreateVolumeError::OtherNode { wanted, node: node.to_owned() })
+}
+
+fn check_keys(given: &HashMap<String, String>) -> Result<(), CreateVolumeError> {
+    const KNOWN: [&str; 7] = [
+        parameters::VOLUME_GROUP,
+        parameters::FS_TYPE,
+        parameters::PVC_NAME,
+        parameters::PVC_NAMESPACE,
+        parameters::PV_NAME,
+        parameters::CLAIM_UID,
+        parameters::CLUSTER,
+    ];
+    match given.keys().filter(|key| !KNOWN.contains(&key.as_str())).min() {
+        None => Ok(()),
+        Some(key) => Err(CreateVolumeError::UnknownParameter(key.chars().take(80).collect())),
+    }
+}
+
+/// Bytes at least, and at most (0: no limit).
+fn parse_range(range: Option<CapacityRange>) -> Result<(u64, u64), CreateVolumeError> {
+    let range = range.unwrap_or_default();
+    let bytes = |what: &str, value: i64| {
+        u64::try_from(value).map_err(|_| CreateVolumeError::Range(format!("{what} is negative ({value})")))
+    };
+    let required = bytes("required_bytes", range.required_bytes)?;
+    let limit = bytes("limit_bytes", range.limit_bytes)?;
+    if required == 0 {
+        return Err(CreateVolumeError::Range("required_bytes must be more than 0".to_owned()));
+    }
+    if limit != 0 && limit < required {
+        return Err(CreateVolumeError::Range(format!("limit_bytes {limit} is below required_bytes {required}")));
+    }
+    Ok((required, limit))
+}
+
+#[cfg(test)]
+mod tests {
+    use lvprov_proto::csi::volume_capability::access_mode::Mode;
+    use lvprov_proto::csi::{Topology, VolumeContentSource};
+
+    use super::super::capability::tests::mount;
+    use super::*;
+
+    const UID: &str = "0f0e7f0a-1111-4222-8333-444455556666";
+    const GIB: i64 = 1 << 30;
+
+    fn topology(node: &str) -> Topology {
+        Topology { segments: HashMap::from([(TOPOLOGY_NODE.to_owned(), node.to_owned())]) }
+    }
+
+    fn request() -> CreateVolumeRequest {
+        let parameters = [
+            (parameters::VOLUME_GROUP, "vg0"),
+            (parameters::FS_TYPE, "xfs"),
+            (parameters::PVC_NAME, "data-web-0"),
+            (parameters::PVC_NAMESPACE, "shop"),
+            (parameters::PV_NAME, &format!("pvc-{UID}")),
+            (parameters::CLAIM_UID, UID),
+            (parameters::CLUSTER, "11111111-2222-4333-8444-555555555555"),
+        ];
+        CreateVolumeRequest {
+            name: format!("pvc-{UID}"),
+            capacity_range: Some(CapacityRange { required_bytes: GIB, limit_bytes: 0 }),
+            volume_capabilities: vec![mount(Mode::SingleNodeWriter, "xfs", &[])],
+            parameters: parameters.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
+            accessibility_requirements: Some(TopologyRequirement {
+                requisite: vec![topology("n1")],
+                preferred: vec![topology("n1")],
+            }),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn whole_request_becomes_one_volume() {
+        let volume = parse(&request(), "n1").unwrap();
+        assert_eq!(volume.vg.as_str(), "vg0");
+        assert_eq!(volume.name.as_str(), format!("pvc-{UID}"));
+        assert_eq!((volume.size, volume.limit), (GIB as u64, 0));
+        assert_eq!(volume.owner.namespace.as_str(), "shop");
+        assert_eq!(volume.owner.claim.as_str(), "data-web-0");
+    }
+
+    #[test]
+    fn any_requisite_topology_may_name_this_node() {
+        let mut wide = request();
+        let requirement = wide.accessibility_requirements.as_mut().unwrap();
+        requirement.requisite = vec![topology("n2"), topology("n1")];
+        parse(&wide, "n1").unwrap();
+        wide.accessibility_requirements.as_mut().unwrap().requisite.clear();
+        parse(&wide, "n1").unwrap();
+    }
+
+    type Change = fn(&mut CreateVolumeRequest);
+
+    fn set(request: &mut CreateVolumeRequest, key: &str, value: &str) {
+        request.parameters.insert(key.to_owned(), value.to_owned());
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused_and_named() {
+        let cases: [(&str, Code, Change); 27] = [
+            ("volumeGroup is missing", Code::InvalidArgument, |r| drop(r.parameters.remove(parameters::VOLUME_GROUP))),
+            ("cluster is missing", Code::InvalidArgument, |r| drop(r.parameters.remove(parameters::CLUSTER))),
+            ("pvc/name is missing", Code::InvalidArgument, |r| drop(r.parameters.remove(parameters::PVC_NAME))),
+            ("pvc/namespace is missing", Code::InvalidArgument, |r| {
+                drop(r.parameters.remove(parameters::PVC_NAMESPACE));
+            }),
+            ("claim-uid is missing", Code::InvalidArgument, |r| drop(r.parameters.remove(parameters::CLAIM_UID))),
+            ("\"thin\" is not known", Code::InvalidArgument, |r| set(r, "thin", "yes")),
+            ("parameter volumeGroup", Code::InvalidArgument, |r| set(r, parameters::VOLUME_GROUP, "--yes")),
+            ("parameter volumeGroup", Code::InvalidArgument, |r| set(r, parameters::VOLUME_GROUP, "")),
+            ("pvc/namespace", Code::InvalidArgument, |r| set(r, parameters::PVC_NAMESPACE, "../etc")),
+            ("pvc/name", Code::InvalidArgument, |r| set(r, parameters::PVC_NAME, "a,b")),
+            ("claim-uid", Code::InvalidArgument, |r| set(r, parameters::CLAIM_UID, "1")),
+            ("not that of the claim", Code::InvalidArgument, |r| r.name = "pvc-other".into()),
+            ("not that of the claim", Code::InvalidArgument, |r| r.name.clear()),
+            ("not that of the claim", Code::InvalidArgument, |r| set(r, parameters::PV_NAME, "pv-7")),
+            ("\"btrfs\"", Code::InvalidArgument, |r| set(r, parameters::FS_TYPE, "btrfs")),
+            ("asked for at once", Code::InvalidArgument, |r| set(r, parameters::FS_TYPE, "ext4")),
+            ("no volume capability", Code::InvalidArgument, |r| r.volume_capabilities.clear()),
+            ("MULTI_NODE_MULTI_WRITER", Code::InvalidArgument, |r| {
+                r.volume_capabilities = vec![mount(Mode::MultiNodeMultiWriter, "", &[])];
+            }),
+            ("more than 0", Code::InvalidArgument, |r| r.capacity_range = None),
+            ("negative", Code::InvalidArgument, |r| {
+                r.capacity_range = Some(CapacityRange { required_bytes: -1, limit_bytes: 0 });
+            }),
+            ("negative", Code::InvalidArgument, |r| {
+                r.capacity_range = Some(CapacityRange { required_bytes: GIB, limit_bytes: -1 });
+            }),
+            ("below required_bytes", Code::InvalidArgument, |r| {
+                r.capacity_range = Some(CapacityRange { required_bytes: GIB, limit_bytes: 5 });
+            }),
+            ("1 MiB is too small for xfs, which needs 300 MiB", Code::InvalidArgument, |r| {
+                r.capacity_range = Some(CapacityRange { required_bytes: 1 << 20, limit_bytes: 0 });
+            }),
+            ("data source", Code::InvalidArgument, |r| r.volume_content_source = Some(VolumeContentSource::default())),
+            ("VolumeAttributesClass", Code::InvalidArgument, |r| {
+                r.mutable_parameters.insert("iops".into(), "5".into());
+            }),
+            ("wanted on n2, this is node n1", Code::Unavailable, |r| {
+                r.accessibility_requirements =
+                    Some(TopologyRequirement { requisite: vec![topology("n2")], preferred: vec![topology("n1")] });
+            }),
+            ("topology.lvprov.io/node is missing", Code::Unavailable, |r| r.accessibility_requirements = None),
+        ];
+        for (text, code, change) in cases {
+            let mut request = request();
+            change(&mut request);
+            let error = parse(&request, "n1").unwrap_err();
+            assert!(error.to_string().contains(text), "{error} has no {text:?}");
+            assert_eq!(Status::from(error).code(), code, "{text}");
+        }
+    }
+
+    #[test]
+    fn codes_of_lvms_answers() {
+        let vg = VgName::parse("vg0").unwrap();
+        let name = LvName::parse("pvc-1").unwrap();
+        let cases = [
+            (CreateError::NoVolumeGroup { vg: vg.clone(), present: "none".into() }, Code::FailedPrecondition),
+            (CreateError::Full { vg: vg.clone(), asked: 3 << 30, free: 1 << 30 }, Code::ResourceExhausted),
+            (CreateError::Conflict { vg, name, reason: String::new() }, Code::AlreadyExists),
+            (CreateError::Size { asked: 1, reason: String::new() }, Code::InvalidArgument),
+        ];
+        for (error, code) in cases {
+            let begins = error.to_string();
+            let status = Status::from(CreateVolumeError::from(error));
+            assert_eq!(status.code(), code);
+            assert_eq!(status.message(), begins);
+        }
+        // What the controller looks for.
+        let error = CreateVolumeError::NotServed { vg: VgName::parse("vg9").unwrap(), served: "vg0".into() };
+        assert!(error.to_string().starts_with("no volume group"));
+    }
+}

@@ -1,0 +1,73 @@
+//! DeleteVolume: what its failures mean.
+
+use lvm::names::VgName;
+use lvm::volume::DeleteError;
+use tonic::{Code, Status};
+
+use super::in_progress::Busy;
+
+/// Why a volume is still there, or may be.
+#[derive(Debug, thiserror::Error)]
+pub enum DeleteVolumeError {
+    /// No id is given.
+    #[error("volume_id is missing")]
+    MissingId,
+    /// The group is not among those that this node may serve.
+    #[error("volume group {0} is not among those that this node serves; its volumes are left alone")]
+    NotServed(VgName),
+    /// The same volume is worked on.
+    #[error(transparent)]
+    Busy(#[from] Busy),
+    /// LVM did not remove it.
+    #[error(transparent)]
+    Lvm(#[from] DeleteError),
+    /// The work broke off.
+    #[error("removing the volume broke off: {0}")]
+    Interrupted(String),
+}
+
+impl DeleteVolumeError {
+    /// What the caller is to make of it.
+    pub fn code(&self) -> Code {
+        match self {
+            // The request itself is wrong.
+            Self::MissingId => Code::InvalidArgument,
+            // Somebody has to do something first: unmount it, or let us have the group.
+            Self::Lvm(DeleteError::InUse { .. } | DeleteError::NotOurs { .. }) | Self::NotServed(_) => {
+                Code::FailedPrecondition
+            }
+            // The first call decides; this one learns of it by calling again.
+            Self::Busy(_) => Code::Aborted,
+            // Not known whether it is gone. That a group is missing does not mean that its
+            // volumes are: its disk may come back.
+            Self::Lvm(DeleteError::Lock(_) | DeleteError::Report(_) | DeleteError::Command(_))
+            | Self::Interrupted(_) => Code::Unavailable,
+        }
+    }
+}
+
+impl From<DeleteVolumeError> for Status {
+    fn from(error: DeleteVolumeError) -> Self {
+        Status::new(error.code(), crate::with_causes(&error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lvm::names::LvName;
+
+    use super::*;
+
+    #[test]
+    fn volume_in_use_is_a_failed_precondition_and_ignorance_is_not_success() {
+        let vg = VgName::parse("vg0").unwrap();
+        let name = LvName::parse("pvc-1").unwrap();
+        let in_use = DeleteVolumeError::from(DeleteError::InUse { vg: vg.clone(), name: name.clone() });
+        assert_eq!(Status::from(in_use).code(), Code::FailedPrecondition);
+        let foreign = DeleteVolumeError::from(DeleteError::NotOurs { vg, name });
+        assert_eq!(Status::from(foreign).code(), Code::FailedPrecondition);
+        let missing = lvm::command::CommandError::Missing { program: "lvm".into() };
+        let unknown = DeleteVolumeError::from(DeleteError::Command(missing));
+        assert_eq!(Status::from(unknown).code(), Code::Unavailable);
+    }
+}

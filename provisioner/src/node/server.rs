@@ -1,0 +1,104 @@
+//! Serves the services: to the controller over mutual TLS, to kubelet over unix
+//! sockets.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lvm::Lvm;
+use lvprov_proto::csi::controller_server::ControllerServer;
+use lvprov_proto::csi::identity_server::IdentityServer;
+use lvprov_proto::csi::node_server::NodeServer;
+use lvprov_proto::lvprov::node_admin_server::NodeAdminServer;
+use lvprov_proto::pluginregistration::registration_server::RegistrationServer;
+use tokio::net::{TcpListener, UnixListener};
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Error, Server, ServerTlsConfig};
+
+use super::admin_service::AdminService;
+use super::capacity::Capacity;
+use super::controller_service::ControllerService;
+use super::csi_node::NodeService;
+use super::identity::IdentityService;
+use super::in_progress::InProgress;
+use super::inventory::PodsDirectory;
+use super::registration::RegistrationService;
+use super::served::Served;
+
+/// A peer that does not answer for this long is asked whether it lives…
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// …and given up after this long: its streams and their tasks go.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What all services of one node share.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    /// Name of the Kubernetes node.
+    pub node_name: String,
+    /// LVM on this node.
+    pub lvm: Arc<Lvm>,
+    /// Groups that may be touched.
+    pub served: Served,
+    /// Where kubelet keeps its pods.
+    pub pods: PodsDirectory,
+    /// What the groups hold.
+    pub capacity: Capacity,
+    /// What is being done.
+    pub in_progress: Arc<InProgress>,
+}
+
+/// Serves the controller until `stop`, then ends once every call has.
+///
+/// # Errors
+/// When the certificates are of no use, or the socket fails.
+pub async fn serve_controller(
+    shared: Shared,
+    listener: TcpListener,
+    tls: ServerTlsConfig,
+    stop: CancellationToken,
+) -> Result<(), Error> {
+    let Shared { node_name, lvm, served, pods, capacity, in_progress } = shared;
+    let controller = ControllerService::new(
+        &node_name,
+        Arc::clone(&lvm),
+        served.clone(),
+        capacity.clone(),
+        Arc::clone(&in_progress),
+    );
+    let admin = AdminService::new(lvm, served, pods, capacity.clone(), in_progress);
+    Server::builder()
+        .tls_config(tls)?
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .add_service(IdentityServer::new(IdentityService::new(capacity)))
+        .add_service(ControllerServer::new(controller))
+        .add_service(NodeAdminServer::new(admin))
+        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop.cancelled_owned())
+        .await
+}
+
+/// Serves CSI to kubelet until `stop`.
+///
+/// # Errors
+/// When the socket fails.
+pub async fn serve_kubelet(shared: Shared, listener: UnixListener, stop: CancellationToken) -> Result<(), Error> {
+    Server::builder()
+        .add_service(IdentityServer::new(IdentityService::new(shared.capacity)))
+        .add_service(NodeServer::new(NodeService::new(shared.node_name)))
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned())
+        .await
+}
+
+/// Makes the driver known to kubelet until `stop`; `csi` is the socket that
+/// [`serve_kubelet`] listens on.
+///
+/// # Errors
+/// When the socket fails.
+pub async fn serve_registration(csi: &Path, listener: UnixListener, stop: CancellationToken) -> Result<(), Error> {
+    Server::builder()
+        .add_service(RegistrationServer::new(RegistrationService::new(csi)))
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned())
+        .await
+}

@@ -1,0 +1,74 @@
+//! How little the driver does: counts that cannot flake.
+
+use crate::{create, kinds, uid};
+use anyhow::{Result, ensure};
+use lvprov_tests::Test;
+use lvprov_tests::driver::Call;
+use xtask::testbed::Node;
+
+pub const TESTS: [Test<Node>; 3] = [
+    ("counts::first_mount_of_a_data_volume_is_one_report_and_mkfs", first_mount),
+    ("counts::mount_of_a_ready_volume_starts_no_process", ready_mount),
+    ("counts::second_pod_of_a_log_volume_starts_no_process", second_log),
+];
+
+fn first_mount(node: &Node) -> Result<()> {
+    create(node, "counts", &uid(0x100), "320m")?;
+    let call = Call::data("counts", "web-0", "counts-1", &uid(0x100));
+    let ran = kinds(node, || call.mount(node)?.success())?;
+    ensure!(ran == ["report: lvm lvs", "tool: blkid", "tool: mkfs.xfs"], "{ran:?}");
+    call.unmount(node)?.success()
+}
+
+/// The kernel's own count of forks since it booted: what the driver says of
+/// itself is not asked.
+fn forks_of(node: &Node, script: &str) -> Result<u64> {
+    // `read` is a builtin: between the two looks only what the script runs is forked.
+    let probe = format!(
+        "forks() {{ while read -r key value; do case $key in processes) forks=$value;; esac; done < /proc/stat; }}\n\
+         forks; before=$forks\n{script}\nforks; echo $((forks - before))"
+    );
+    let mut least = u64::MAX;
+    for _ in 0..5 {
+        let out = node.sh(&probe)?;
+        least = least.min(out.lines().last().unwrap_or("").parse()?);
+    }
+    Ok(least)
+}
+
+fn ready_mount(node: &Node) -> Result<()> {
+    create(node, "counts", &uid(0x101), "320m")?;
+    let call = Call::data("counts", "web-0", "counts-2", &uid(0x101));
+    call.mount(node)?.success()?;
+    call.unmount(node)?.success()?;
+    let ran = kinds(node, || {
+        call.mount(node)?.success()?;
+        call.unmount(node)?.success()
+    })?;
+    ensure!(ran.is_empty(), "{ran:?}");
+    let directory = call.directory();
+    let script = format!(
+        "lvprov-flexvolume mount {directory} '{}' > /dev/null\nlvprov-flexvolume unmount {directory} > /dev/null",
+        call.json()
+    );
+    // The driver itself, twice; a kernel thread of the mount may add to it. The
+    // same two calls without a driver tell how many.
+    let with_driver = forks_of(node, &script)?;
+    let device = format!("/dev/vg0/pvc-{}", uid(0x101));
+    let bare = forks_of(node, &format!("mount {device} {directory}\numount {directory}"))?;
+    ensure!(with_driver == bare, "driver: {with_driver} forks, mount(8) and umount(8): {bare}");
+    Ok(())
+}
+
+fn second_log(node: &Node) -> Result<()> {
+    let first = Call::log("counts", "web-a", "counts-3", "web-logs");
+    let ran = kinds(node, || first.mount(node)?.success())?;
+    ensure!(ran == ["report: lvm lvs", "mutate: lvm lvcreate", "tool: blkid", "tool: mkfs.xfs"], "{ran:?}");
+    let second = Call::log("counts", "web-b", "counts-4", "web-logs");
+    let ran = kinds(node, || {
+        second.mount(node)?.success()?;
+        second.unmount(node)?.success()
+    })?;
+    ensure!(ran.is_empty(), "{ran:?}");
+    first.unmount(node)?.success()
+}

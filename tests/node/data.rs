@@ -1,0 +1,178 @@
+//! Data volumes: mounted, kept, grown, and never given to the wrong one.
+
+use crate::{create, uid};
+use anyhow::{Result, ensure};
+use lvprov_tests::Test;
+use lvprov_tests::driver::{Call, call};
+use xtask::testbed::Node;
+
+pub const TESTS: [Test<Node>; 11] = [
+    ("data::init_says_what_the_driver_can_do", init),
+    ("data::files_stay_over_unmount_and_deactivation", files_stay),
+    ("data::ext4_works_as_xfs_does", ext4),
+    ("data::two_pods_of_one_claim_share_it_for_a_moment", two_pods),
+    ("data::read_only_is_read_only_also_beside_a_writer", read_only),
+    ("data::a_pod_of_another_namespace_gets_nothing", other_namespace),
+    ("data::a_foreign_file_system_is_neither_mounted_nor_formatted", foreign),
+    ("data::a_file_system_other_than_asked_is_left_alone", other_fs),
+    ("data::a_volume_that_is_gone_is_said_to_be_gone", gone),
+    ("data::growth_is_online_repeatable_and_bounded", growth),
+    ("data::an_interrupted_mkfs_is_done_again", interrupted_mkfs),
+];
+
+fn init(node: &Node) -> Result<()> {
+    let answer = call(node, &["init"])?;
+    let expected = serde_json::json!({
+        "attach": false, "fsGroup": true, "requiresFSResize": true, "selinuxRelabel": true, "supportsMetrics": true
+    });
+    ensure!(answer.json["capabilities"] == expected, "{}", answer.json);
+    for verb in ["attach", "detach", "getvolumename", "waitforattach", "mountdevice", "expandvolume", "x"] {
+        ensure!(call(node, &[verb, "{}"])?.status == "Not supported", "{verb}");
+    }
+    Ok(())
+}
+
+fn files_stay(node: &Node) -> Result<()> {
+    create(node, "data", &uid(1), "320m")?;
+    let first = Call::data("data", "web-0", "data-1", &uid(1)).with("mountOptions", "noatime");
+    first.mount(node)?.success()?;
+    // The same call again, as after a kubelet restart.
+    first.mount(node)?.success()?;
+    node.sh(&format!("echo kept > {}/file", first.directory()))?;
+    let options = node.run(["findmnt", "-n", "-o", "OPTIONS", &first.directory()])?;
+    ensure!(options.contains("noatime"), "{options}");
+    first.unmount(node)?.success()?;
+    first.unmount(node)?.success()?;
+    node.run(["rmdir", &first.directory()])?;
+    node.run(["lvchange", "-an", &format!("vg0/pvc-{}", uid(1))])?;
+    let again = Call::data("data", "web-0", "data-1b", &uid(1));
+    again.mount(node)?.success()?;
+    ensure!(node.read_file(&format!("{}/file", again.directory()))? == "kept");
+    again.unmount(node)?.success()
+}
+
+fn ext4(node: &Node) -> Result<()> {
+    create(node, "data", &uid(2), "64m")?;
+    let call = Call::data("data", "web-0", "data-2", &uid(2)).fs("ext4");
+    call.mount(node)?.success()?;
+    let fs = node.run(["findmnt", "-n", "-o", "FSTYPE", &call.directory()])?;
+    ensure!(fs == "ext4", "{fs}");
+    call.expand(node, 128 << 20)?.success()?;
+    let size: u64 = node.run(["stat", "-f", "-c", "%b", &call.directory()])?.parse()?;
+    ensure!(size > 90 << 10, "{size} blocks of 1 KiB after growing to 128 MiB");
+    call.unmount(node)?.success()
+}
+
+/// A StatefulSet's pod made again is mounted under its new UID before or after
+/// the old one is unmounted.
+fn two_pods(node: &Node) -> Result<()> {
+    create(node, "data", &uid(3), "320m")?;
+    let old = Call::data("data", "web-0", "data-3", &uid(3));
+    let new = Call::data("data", "web-0", "data-3b", &uid(3));
+    old.mount(node)?.success()?;
+    new.mount(node)?.success()?;
+    node.sh(&format!("echo seen > {}/file", old.directory()))?;
+    ensure!(node.read_file(&format!("{}/file", new.directory()))? == "seen");
+    old.unmount(node)?.success()?;
+    ensure!(new.is_mounted(node)?);
+    new.unmount(node)?.success()
+}
+
+fn read_only(node: &Node) -> Result<()> {
+    create(node, "data", &uid(4), "320m")?;
+    let writer = Call::data("data", "web-0", "data-4", &uid(4));
+    let reader = Call::data("data", "job", "data-4b", &uid(4)).with("kubernetes.io/readwrite", "ro");
+    writer.mount(node)?.success()?;
+    reader.mount(node)?.success()?;
+    ensure!(!node.exec(["touch", &format!("{}/x", reader.directory())])?.success());
+    node.run(["touch", &format!("{}/x", writer.directory())])?;
+    writer.unmount(node)?.success()?;
+    reader.unmount(node)?.success()?;
+    reader.mount(node)?.success()?;
+    ensure!(!node.exec(["touch", &format!("{}/y", reader.directory())])?.success());
+    reader.unmount(node)?.success()
+}
+
+/// A pod can name any volume in its inline options; only the namespace that
+/// kubelet tells counts.
+fn other_namespace(node: &Node) -> Result<()> {
+    create(node, "data", &uid(5), "320m")?;
+    let thief = Call::data("other", "web-0", "data-5", &uid(5));
+    thief.mount(node)?.failure(&["does not belong", "other"])?;
+    let owner = Call::data("data", "web-0", "data-5b", &uid(5));
+    owner.mount(node)?.success()?;
+    thief.mount(node)?.failure(&["does not belong", "other"])?;
+    ensure!(!thief.is_mounted(node)?);
+    owner.unmount(node)?.success()
+}
+
+/// Another tenant's signature that an interrupted lvcreate did not wipe.
+fn foreign(node: &Node) -> Result<()> {
+    create(node, "data", &uid(6), "320m")?;
+    let device = format!("/dev/vg0/pvc-{}", uid(6));
+    node.run(["mkfs.xfs", "-q", "-f", &device])?;
+    let before = node.run(["blkid", "-p", "-o", "export", &device])?;
+    let call = Call::data("data", "web-0", "data-6", &uid(6));
+    call.mount(node)?.failure(&["does not belong"])?;
+    ensure!(!call.is_mounted(node)?);
+    ensure!(before == node.run(["blkid", "-p", "-o", "export", &device])?);
+    // One that is neither xfs nor ext4.
+    node.run(["wipefs", "-qa", &device])?;
+    node.run(["mkswap", "-q", &device])?;
+    call.mount(node)?.failure(&["swap", "not formatted"])?;
+    ensure!(!call.is_mounted(node)?);
+    Ok(())
+}
+
+fn other_fs(node: &Node) -> Result<()> {
+    create(node, "data", &uid(7), "320m")?;
+    let call = Call::data("data", "web-0", "data-7", &uid(7));
+    call.mount(node)?.success()?;
+    call.unmount(node)?.success()?;
+    call.clone().fs("ext4").mount(node)?.failure(&["file system xfs", "ext4 was asked for"])?;
+    call.fs("btrfs").mount(node)?.failure(&["btrfs", "xfs or ext4"])
+}
+
+fn gone(node: &Node) -> Result<()> {
+    let call = Call::data("data", "web-0", "data-8", &uid(8));
+    call.mount(node)?.failure(&["is not on this node"])?;
+    call.clone().with("volumeGroup", "nosuch").mount(node)?.failure(&["nosuch", "not found"])?;
+    ensure!(!call.is_mounted(node)?);
+    Ok(())
+}
+
+fn growth(node: &Node) -> Result<()> {
+    create(node, "data", &uid(9), "320m")?;
+    let call = Call::data("data", "web-0", "data-9", &uid(9));
+    call.expand(node, 400 << 20)?.failure(&["not mounted"])?;
+    call.mount(node)?.success()?;
+    let size = || -> Result<u64> {
+        let lv = format!("vg0/pvc-{}", uid(9));
+        Ok(node.run(["lvs", "--noheadings", "--units", "b", "--nosuffix", "-o", "lv_size", &lv])?.trim().parse()?)
+    };
+    // Not a multiple of the extent size: rounded up.
+    call.expand(node, (400 << 20) + 1)?.success()?;
+    ensure!(size()? == 404 << 20, "{}", size()?);
+    call.expand(node, (400 << 20) + 1)?.success()?;
+    call.expand(node, 1)?.success()?;
+    ensure!(size()? == 404 << 20, "{}", size()?);
+    let blocks: u64 = node.run(["stat", "-f", "-c", "%b", &call.directory()])?.parse()?;
+    ensure!(blocks * 4096 > 330 << 20, "{blocks} blocks");
+    call.expand(node, 1 << 40)?.failure(&["vg0", "free", "missing"])?;
+    ensure!(size()? == 404 << 20, "{}", size()?);
+    node.run(["touch", &format!("{}/still-writable", call.directory())])?;
+    call.unmount(node)?.success()
+}
+
+fn interrupted_mkfs(node: &Node) -> Result<()> {
+    create(node, "data", &uid(10), "320m")?;
+    let call = Call::data("data", "web-0", "data-10", &uid(10));
+    call.mount(node)?.success()?;
+    call.unmount(node)?.success()?;
+    // sb_inprogress, as mkfs.xfs leaves it when the power goes.
+    let device = format!("/dev/vg0/pvc-{}", uid(10));
+    node.sh(&format!("printf '\\001' | dd of={device} bs=1 seek=126 conv=notrunc,fsync status=none"))?;
+    call.mount(node)?.success()?;
+    node.run(["touch", &format!("{}/file", call.directory())])?;
+    call.unmount(node)?.success()
+}

@@ -1,0 +1,157 @@
+//! Log volumes: shared, bounded, kept.
+
+use anyhow::{Result, ensure};
+use lvprov_tests::Test;
+use lvprov_tests::driver::{Call, call};
+use xtask::testbed::Node;
+
+pub const TESTS: [Test<Node>; 8] = [
+    ("logs::pods_share_a_volume_and_not_a_quota", quotas),
+    ("logs::files_stay_at_their_path_when_the_pod_has_gone", files_stay),
+    ("logs::size_means_at_least", at_least),
+    ("logs::a_changed_quota_counts_at_the_next_mount", changed_quota),
+    ("logs::twenty_pods_at_once", twenty_at_once),
+    ("logs::the_volume_comes_back_after_deactivation", comes_back),
+    ("logs::a_busy_directory_is_not_unmounted_by_force", busy),
+    ("logs::mounts_are_nodev_nosuid_noexec_and_can_be_read_only", flags),
+];
+
+fn fill(node: &Node, directory: &str, mib: u32) -> Result<bool> {
+    let output =
+        node.exec(["dd", "if=/dev/zero", &format!("of={directory}/fill"), "bs=1M", &format!("count={mib}")])?;
+    ensure!(
+        output.success() || output.stderr.contains("No space left") || output.stderr.contains("quota exceeded"),
+        "{}",
+        output.stderr
+    );
+    Ok(output.success())
+}
+
+fn quotas(node: &Node) -> Result<()> {
+    let a = Call::log("logs", "web-a", "logs-1a", "shared");
+    let b = Call::log("logs", "web-b", "logs-1b", "shared");
+    a.mount(node)?.success()?;
+    b.mount(node)?.success()?;
+    ensure!(!fill(node, &a.directory(), 120)?, "120 MiB fit into a quota of 100 MiB");
+    ensure!(fill(node, &b.directory(), 90)?, "the neighbour of a full directory has no room");
+    let volumes = node.sh("lvs --noheadings -o lv_tags vg0 | grep -c 'log=logs/shared'")?;
+    ensure!(volumes == "1", "{volumes} volumes");
+    // Neither sees the other.
+    let seen = node.run(["ls", "-A", &b.directory()])?;
+    ensure!(seen == "fill", "{seen}");
+    // Another namespace's volume of the same name is another one.
+    let other = Call::log("logs2", "web-a", "logs-1c", "shared");
+    other.mount(node)?.success()?;
+    ensure!(node.run(["ls", "-A", &other.directory()])?.is_empty());
+    for call in [a, b, other] {
+        call.unmount(node)?.success()?;
+    }
+    Ok(())
+}
+
+fn files_stay(node: &Node) -> Result<()> {
+    let call = Call::log("logs", "web-a", "logs-2", "kept");
+    call.mount(node)?.success()?;
+    node.sh(&format!("echo line > {}/app.log", call.directory()))?;
+    call.unmount(node)?.success()?;
+    node.run(["rmdir", &call.directory()])?;
+    ensure!(node.read_file("/var/log/lvprov/logs/kept/web-a/app.log")? == "line");
+    // The pod made again under its name finds its files.
+    let again = Call::log("logs", "web-a", "logs-2b", "kept");
+    again.mount(node)?.success()?;
+    ensure!(node.read_file(&format!("{}/app.log", again.directory()))? == "line");
+    again.unmount(node)?.success()
+}
+
+fn at_least(node: &Node) -> Result<()> {
+    let call = Call::log("logs", "web-a", "logs-3", "grows");
+    let size = || -> Result<u64> {
+        Ok(node.run(["stat", "-f", "-c", "%b", "/var/log/lvprov/logs/grows"])?.parse::<u64>()? * 4096)
+    };
+    call.mount(node)?.success()?;
+    call.unmount(node)?.success()?;
+    let first = size()?;
+    let larger = call.clone().with("size", "2Gi");
+    larger.mount(node)?.success()?;
+    larger.unmount(node)?.success()?;
+    ensure!(size()? > first + (900 << 20), "{first} -> {}", size()?);
+    // A Deployment rolled back asks for less again, and is served.
+    call.mount(node)?.success()?;
+    ensure!(size()? > first + (900 << 20));
+    call.unmount(node)?.success()?;
+    call.with("size", "2Ti").mount(node)?.failure(&["vg0", "free", "missing"])
+}
+
+fn changed_quota(node: &Node) -> Result<()> {
+    let call = Call::log("logs", "web-a", "logs-4", "requota");
+    call.mount(node)?.success()?;
+    ensure!(!fill(node, &call.directory(), 120)?);
+    call.unmount(node)?.success()?;
+    let more = call.with("quota", "200Mi");
+    more.mount(node)?.success()?;
+    ensure!(fill(node, &more.directory(), 150)?);
+    more.unmount(node)?.success()
+}
+
+fn twenty_at_once(node: &Node) -> Result<()> {
+    let calls: Vec<Call> = (0..20)
+        .map(|i| Call::log("logs", &format!("web-{i}"), &format!("logs-5-{i}"), "crowd").with("quota", "8Mi"))
+        .collect();
+    std::thread::scope(|scope| {
+        let all: Vec<_> = calls.iter().map(|call| scope.spawn(|| call.mount(node)?.success())).collect();
+        all.into_iter().try_for_each(|one| one.join().unwrap_or_else(|_| anyhow::bail!("panic")))
+    })?;
+    let volumes = node.sh("lvs --noheadings -o lv_tags vg0 | grep -c 'log=logs/crowd'")?;
+    ensure!(volumes == "1", "{volumes} volumes");
+    for call in [&calls[0], &calls[19]] {
+        ensure!(!fill(node, &call.directory(), 12)?, "{} has no quota of its own", call.uid);
+    }
+    ensure!(fill(node, &calls[7].directory(), 6)?);
+    for call in &calls {
+        call.unmount(node)?.success()?;
+    }
+    Ok(())
+}
+
+fn comes_back(node: &Node) -> Result<()> {
+    let first = Call::log("logs", "web-a", "logs-6", "reboot");
+    first.mount(node)?.success()?;
+    node.sh(&format!("echo line > {}/app.log", first.directory()))?;
+    first.unmount(node)?.success()?;
+    // As a node is after a reboot: not mounted, not active, the run directory empty.
+    node.sh("umount /var/log/lvprov/logs/reboot && rmdir /var/log/lvprov/logs/reboot && lvchange -an @lvprov.io/log=logs/reboot && rm -rf /run/lock/lvprov")?;
+    let second = Call::log("logs", "web-b", "logs-6b", "reboot");
+    second.mount(node)?.success()?;
+    ensure!(node.read_file("/var/log/lvprov/logs/reboot/web-a/app.log")? == "line");
+    second.unmount(node)?.success()
+}
+
+fn busy(node: &Node) -> Result<()> {
+    let log = Call::log("logs", "web-a", "logs-7", "busy");
+    log.mount(node)?.success()?;
+    let directory = log.directory();
+    node.sh(&format!("cd {directory} && (sleep 60 >/dev/null 2>&1 & echo $! > /run/busy.pid)"))?;
+    log.unmount(node)?.failure(&["cannot unmount", "busy"])?;
+    ensure!(log.is_mounted(node)?);
+    node.sh("kill $(cat /run/busy.pid); while kill -0 $(cat /run/busy.pid) 2>/dev/null; do sleep 0.1; done")?;
+    // Something mounted further down is not passed over either.
+    node.sh(&format!("mkdir {directory}/sub && mount -t tmpfs none {directory}/sub"))?;
+    log.unmount(node)?.failure(&["still mounted below", "sub"])?;
+    node.run(["umount", &format!("{directory}/sub")])?;
+    log.unmount(node)?.success()?;
+    ensure!(!log.is_mounted(node)?);
+    // After a reboot kubelet unmounts what was never mounted.
+    call(node, &["unmount", "/var/lib/kubelet/pods/never/volumes/lvprov.io~lvm/logs"])?.success()
+}
+
+fn flags(node: &Node) -> Result<()> {
+    let call = Call::log("logs", "web-a", "logs-8", "flags").with("kubernetes.io/readwrite", "ro");
+    call.mount(node)?.success()?;
+    let options = node.run(["findmnt", "-n", "-o", "VFS-OPTIONS", &call.directory()])?;
+    for flag in ["ro", "nodev", "nosuid", "noexec"] {
+        ensure!(options.split(',').any(|o| o == flag), "{flag} is not in {options}");
+    }
+    let base = node.run(["findmnt", "-n", "-o", "VFS-OPTIONS", "/var/log/lvprov/logs/flags"])?;
+    ensure!(base.split(',').any(|o| o == "rw"), "{base}");
+    call.unmount(node)?.success()
+}

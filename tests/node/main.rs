@@ -1,0 +1,57 @@
+//! The driver on real LVM: one node without Kubernetes.
+
+mod bad_input;
+mod counts;
+mod data;
+mod logs;
+
+use anyhow::Result;
+use lvprov_tests::Test;
+use xtask::testbed::Node;
+
+/// Where the node's children are written down.
+const COMMANDS: &str = "/run/lvprov-commands.log";
+
+fn main() {
+    let mut tests: Vec<Test<Node>> = Vec::new();
+    tests.extend(bad_input::TESTS);
+    tests.extend(counts::TESTS);
+    tests.extend(data::TESTS);
+    tests.extend(logs::TESTS);
+    lvprov_tests::run(&tests, || {
+        let node = Node::boot()?;
+        node.write_file("/etc/lvprov/node.json", format!(r#"{{"commandLog":"{COMMANDS}"}}"#))?;
+        Ok(node)
+    })
+}
+
+/// Makes a data volume as the node service does.
+fn create(node: &Node, namespace: &str, claim_uid: &str, size: &str) -> Result<()> {
+    let cluster = "11111111-2222-4333-8444-555555555555";
+    node.sh(&format!(
+        "lvcreate -qq -y -W y -Z y -n pvc-{claim_uid} -L {size} --addtag lvprov.io/kind=data \
+         --addtag lvprov.io/cluster={cluster} --addtag lvprov.io/claim-uid={claim_uid} \
+         --addtag lvprov.io/claim={namespace}/data vg0"
+    ))?;
+    Ok(())
+}
+
+/// A claim UID of its own for each number.
+fn uid(number: u32) -> String {
+    format!("0f0e7f0a-1111-4222-8333-{number:012x}")
+}
+
+/// What kinds of child processes `work` ran, in order, as the command log tells.
+fn kinds(node: &Node, work: impl FnOnce() -> Result<()>) -> Result<Vec<String>> {
+    node.sh(&format!(": > {COMMANDS}"))?;
+    work()?;
+    let log = node.read_file(COMMANDS)?;
+    log.lines()
+        .map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line)?;
+            let command = line["command"].as_str().unwrap_or("");
+            let words: Vec<&str> = command.split(' ').take(if command.starts_with("lvm ") { 2 } else { 1 }).collect();
+            Ok(format!("{}: {}", line["kind"].as_str().unwrap_or("?"), words.join(" ")))
+        })
+        .collect()
+}

@@ -1,0 +1,435 @@
+//! A Kubernetes cluster: control plane in a sandbox, nodes as guests.
+
+use std::net::Ipv4Addr;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use std::{env, fs, process, thread};
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde::{Deserialize, Serialize};
+
+use super::certificates::{ADMIN, Pki};
+use super::components::{self, SERVICE, node_address, pod_network};
+use super::guest::{GUEST_LOGS, Guest, GuestOptions, tail};
+use super::image::{self, Image};
+use super::machine::Machine;
+use super::node::{BRIDGE, make_bridge};
+use crate::progress::say;
+use crate::sandbox::{Life, Sandbox};
+use crate::setup::binaries::{self, Profile};
+use crate::setup::kubernetes;
+
+/// What a cluster is to be.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ClusterOptions {
+    /// Name of its directory below `target/testbed/run`.
+    pub name: String,
+    /// How many nodes: n1, n2, …
+    pub nodes: u8,
+    /// Memory of a node, in MiB.
+    pub memory_mib: u32,
+    /// Sizes of each node's data disks, in GiB; they become vg0, vg1, …
+    pub disks_gib: Vec<u64>,
+    /// Profile of the binaries that are installed.
+    pub profile: Profile,
+    /// Whether it stays when this process ends.
+    pub detached: bool,
+}
+
+impl Default for ClusterOptions {
+    fn default() -> Self {
+        Self {
+            name: format!("cluster-{}", process::id()),
+            nodes: 2,
+            memory_mib: 2048,
+            disks_gib: vec![20],
+            profile: Profile::default(),
+            detached: false,
+        }
+    }
+}
+
+/// A running cluster. Unless detached it is gone when dropped.
+#[derive(Debug)]
+pub struct Cluster {
+    options: ClusterOptions,
+    sandbox: Sandbox,
+    control: Machine,
+    pki: Pki,
+    kubernetes: PathBuf,
+    guests: Mutex<Vec<Guest>>,
+}
+
+/// What `cluster.json` says.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    options: ClusterOptions,
+    guests: Vec<Guest>,
+}
+
+impl Cluster {
+    /// Starts a cluster and waits until its nodes are Ready.
+    ///
+    /// # Errors
+    /// When a part of it does not come up; what it logged is kept.
+    pub fn start(options: ClusterOptions) -> Result<Self> {
+        if options.nodes == 0 || options.nodes > 100 {
+            bail!("a cluster of {} nodes: 1 to 100 it can have", options.nodes);
+        }
+        let start = Instant::now();
+        let kubernetes = kubernetes::binary();
+        let life = if options.detached { Life::Detached } else { Life::Tied };
+        let sandbox = Sandbox::start(&options.name, life)?;
+        let names: Vec<String> = (1..=options.nodes).map(|number| format!("n{number}")).collect();
+        let pki = Pki::create(sandbox.directory().join("pki"), &[BRIDGE, SERVICE, Ipv4Addr::LOCALHOST], &names);
+        let cluster = Self {
+            control: Machine::new("control plane", sandbox.agent().clone()),
+            pki: pki?,
+            sandbox,
+            kubernetes,
+            guests: Mutex::default(),
+            options,
+        };
+        let brought_up = cluster.bring_up(start);
+        if let Err(error) = brought_up {
+            cluster.discard(true);
+            return Err(error);
+        }
+        Ok(cluster)
+    }
+
+    fn bring_up(&self, start: Instant) -> Result<()> {
+        make_bridge(&self.sandbox)?;
+        self.control.sh(&format!("ip address add {SERVICE}/32 dev br0"))?;
+        let archive = self.write_images(&[Image::pause(), Image::busybox()?])?;
+        let guests = (1..=self.options.nodes).map(|number| self.create_guest(number)).collect::<Result<Vec<_>>>()?;
+        *self.guests() = guests;
+        let failure = thread::scope(|scope| {
+            let nodes: Vec<_> = (1..=self.options.nodes)
+                .map(|number| {
+                    let archive = &archive;
+                    scope.spawn(move || {
+                        self.boot_guest(number)?;
+                        say(format!("n{number}: booted after {:.1} s", start.elapsed().as_secs_f64()));
+                        self.import_into(number, archive)
+                    })
+                })
+                .collect();
+            let mut results = vec![self.start_control_plane(start)];
+            for node in nodes {
+                results.push(node.join().unwrap_or_else(|_| Err(anyhow!("starting a node panicked"))));
+            }
+            results.into_iter().find_map(Result::err)
+        });
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        self.save()?;
+        for number in 1..=self.options.nodes {
+            self.start_kubelet(number)?;
+        }
+        for number in 1..=self.options.nodes {
+            let node = format!("node/n{number}");
+            self.wait(&node, "create", Duration::from_secs(120))?;
+            self.wait(&node, "condition=Ready", Duration::from_secs(120))?;
+            say(format!("n{number}: Ready after {:.1} s", start.elapsed().as_secs_f64()));
+        }
+        self.wait("-n default serviceaccount/default", "create", Duration::from_secs(60))
+    }
+
+    fn start_control_plane(&self, start: Instant) -> Result<()> {
+        let directory = self.sandbox.directory();
+        let log = |name: &str| directory.join(format!("{name}.log"));
+        let etcd = components::etcd(&directory.join("etcd"));
+        self.control.spawn(&etcd, log("etcd"))?;
+        let pid = self.control.spawn(&components::apiserver(&self.kubernetes, &self.pki), log("apiserver"))?;
+        let deadline = Instant::now() + Duration::from_secs(90);
+        while !self.kubectl_output(["get", "--raw=/readyz"])?.success() {
+            if let Some(exit) = self.sandbox.agent().status(pid)? {
+                bail!("the API server ended with status {}: {}", exit.shell_code(), tail(&log("apiserver"), 5));
+            }
+            if Instant::now() > deadline {
+                bail!("the API server is not ready after 90 s: {}", tail(&log("apiserver"), 5));
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        say(format!("API server ready after {:.1} s", start.elapsed().as_secs_f64()));
+        let manager = components::controller_manager(&self.kubernetes, &self.pki);
+        self.control.spawn(&manager, log("controller-manager"))?;
+        self.control.spawn(&components::scheduler(&self.kubernetes, &self.pki), log("scheduler"))?;
+        Ok(())
+    }
+
+    /// The running cluster of this name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn find(name: &str) -> Result<Self> {
+        let sandbox = Sandbox::find(name)?
+            .with_context(|| format!("no cluster {name} is running: `cargo xtask cluster up` starts one"))?;
+        let file = sandbox.directory().join("cluster.json");
+        let text =
+            fs::read(&file).with_context(|| format!("the cluster {name} is still starting, or did not start"))?;
+        let record: Record = serde_json::from_slice(&text)?;
+        Ok(Self {
+            control: Machine::new("control plane", sandbox.agent().clone()),
+            pki: Pki::at(sandbox.directory().join("pki")),
+            kubernetes: kubernetes::binary(),
+            guests: Mutex::new(record.guests),
+            options: record.options,
+            sandbox,
+        })
+    }
+
+    /// Ends it, whether detached or not.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn stop(self) -> Result<()> {
+        self.discard(false);
+        Ok(())
+    }
+
+    fn discard(mut self, failed: bool) {
+        super::finish(&mut self.sandbox, failed);
+    }
+
+    /// What it was made as.
+    pub fn options(&self) -> &ClusterOptions {
+        &self.options
+    }
+
+    /// Where its logs are.
+    pub fn directory(&self) -> &Path {
+        self.sandbox.directory()
+    }
+
+    /// Where the control plane runs: commands see the cluster's network.
+    pub fn control(&self) -> &Machine {
+        &self.control
+    }
+
+    /// Names of its nodes.
+    pub fn node_names(&self) -> Vec<String> {
+        (1..=self.options.nodes).map(|number| format!("n{number}")).collect()
+    }
+
+    /// One of its nodes.
+    ///
+    /// # Errors
+    /// When there is no such node.
+    pub fn node(&self, name: &str) -> Result<ClusterNode<'_>> {
+        let number = name.strip_prefix('n').and_then(|number| number.parse().ok());
+        let number = number.filter(|number| (1..=self.options.nodes).contains(number));
+        let number = number.with_context(|| format!("no node {name}: there are {}", self.node_names().join(", ")))?;
+        Ok(ClusterNode {
+            machine: self.with_guest(number, |guest| Ok(guest.machine(&self.sandbox)))?,
+            cluster: self,
+            number,
+        })
+    }
+
+    fn guests(&self) -> MutexGuard<'_, Vec<Guest>> {
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Works on a copy, so that slow work on one node does not hold up another.
+    fn with_guest<T>(&self, number: u8, work: impl FnOnce(&mut Guest) -> Result<T>) -> Result<T> {
+        let index = usize::from(number) - 1;
+        let mut guest = self.guests().get(index).cloned().context("no such node")?;
+        let result = work(&mut guest);
+        self.guests()[index] = guest;
+        result
+    }
+
+    fn save(&self) -> Result<()> {
+        let record = Record { options: self.options.clone(), guests: self.guests().clone() };
+        let file = self.sandbox.directory().join("cluster.json");
+        let part = file.with_extension("part");
+        fs::write(&part, serde_json::to_vec_pretty(&record)?)?;
+        Ok(fs::rename(part, file)?)
+    }
+
+    fn create_guest(&self, number: u8) -> Result<Guest> {
+        let guest = Guest::create(
+            &self.sandbox,
+            GuestOptions {
+                name: format!("n{number}"),
+                address: node_address(number),
+                gateway: BRIDGE,
+                memory_mib: self.options.memory_mib,
+                disks_gib: self.options.disks_gib.clone(),
+                volume_groups: true,
+                cluster: true,
+                tools: binaries::directory(self.options.profile),
+            },
+        )?;
+        self.control.sh(&format!("ip route add {} via {}", pod_network(number), node_address(number)))?;
+        Ok(guest)
+    }
+
+    /// First boot: with volume groups and configuration to make.
+    fn boot_guest(&self, number: u8) -> Result<()> {
+        self.power_on(number)?;
+        self.with_guest(number, |guest| guest.make_volume_groups(&self.sandbox))
+    }
+
+    fn power_on(&self, number: u8) -> Result<()> {
+        self.with_guest(number, |guest| {
+            guest.power_on(&self.sandbox)?;
+            guest.wait_ready(&self.sandbox)
+        })?;
+        let node = self.node(&format!("n{number}"))?;
+        for (path, content) in components::node_files(&self.pki, number) {
+            node.write_file(path, content)?;
+        }
+        let routes = (1..=self.options.nodes)
+            .filter(|other| *other != number)
+            .map(|other| format!("ip route add {} via {}\n", pod_network(other), node_address(other)));
+        node.sh(&routes.collect::<String>())?;
+        node.spawn(&crate::agent::Command::new(["containerd"]), Path::new(GUEST_LOGS).join("containerd.log"))?;
+        Ok(())
+    }
+
+    fn import_into(&self, number: u8, archive: &Path) -> Result<()> {
+        let node = self.node(&format!("n{number}"))?;
+        // The socket is there before the service answers.
+        node.sh(&format!(
+            "n=0; until ctr -n k8s.io version >/dev/null 2>&1; do n=$((n+1)); [ $n -lt 100 ]; sleep 0.2; done\n\
+             ctr -n k8s.io images import {} >/dev/null",
+            archive.display()
+        ))?;
+        Ok(())
+    }
+
+    fn start_kubelet(&self, number: u8) -> Result<()> {
+        let node = self.node(&format!("n{number}"))?;
+        let command = components::kubelet(&self.kubernetes, &self.pki, node.name(), node_address(number));
+        let pid = node.spawn(&command, Path::new(GUEST_LOGS).join("kubelet.log"))?;
+        node.write_file("/run/kubelet.pid", pid.to_string())
+    }
+
+    fn write_images(&self, images: &[Image]) -> Result<PathBuf> {
+        let directory = self.sandbox.directory().join("images");
+        fs::create_dir_all(&directory)?;
+        // A new name each time: a guest may remember an old file of the same name.
+        let archive = directory.join(format!("{}-{}.tar", process::id(), fs::read_dir(&directory)?.count()));
+        image::write_archive(images, &archive)?;
+        Ok(archive)
+    }
+
+    /// Makes images and imports them into every node.
+    ///
+    /// # Errors
+    /// When an image cannot be made, or a node does not take it.
+    pub fn import_images(&self, images: &[Image]) -> Result<()> {
+        let archive = self.write_images(images)?;
+        thread::scope(|scope| {
+            let archive = &archive;
+            let nodes: Vec<_> =
+                (1..=self.options.nodes).map(|number| scope.spawn(move || self.import_into(number, archive))).collect();
+            nodes
+                .into_iter()
+                .try_for_each(|node| node.join().unwrap_or_else(|_| Err(anyhow!("importing into a node panicked"))))
+        })?;
+        Ok(fs::remove_file(archive)?)
+    }
+
+    pub(super) fn kubectl_command(&self, arguments: Vec<String>) -> crate::agent::Command {
+        let mut command = components::kubectl(&self.kubernetes, arguments);
+        let admin = self.pki.kubeconfig(ADMIN.0);
+        command.env.insert("KUBECONFIG".into(), admin.display().to_string());
+        let cache = self.sandbox.directory().join("kubectl");
+        command.env.insert("KUBECACHEDIR".into(), cache.display().to_string());
+        command.cwd = env::current_dir().ok();
+        command
+    }
+
+    /// Runs kubectl as this process would run it: standard input, output and
+    /// error are its own. Gives the exit status.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn kubectl_inherit(&self, arguments: Vec<String>) -> Result<i32> {
+        self.control.inherit(&self.kubectl_command(arguments))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if !self.options.detached {
+            super::finish(&mut self.sandbox, thread::panicking());
+        }
+    }
+}
+
+/// A node of a cluster.
+#[derive(Debug)]
+pub struct ClusterNode<'a> {
+    cluster: &'a Cluster,
+    machine: Machine,
+    number: u8,
+}
+
+impl ClusterNode<'_> {
+    /// Its address on the network of the nodes.
+    pub fn address(&self) -> Ipv4Addr {
+        node_address(self.number)
+    }
+
+    /// Cuts its power and leaves it off: what it had not written to a disk is lost.
+    ///
+    /// # Errors
+    /// When its processes cannot be ended.
+    pub fn power_cut(&self) -> Result<()> {
+        self.cluster.with_guest(self.number, |guest| guest.power_cut(&self.cluster.sandbox))?;
+        self.cluster.save()
+    }
+
+    /// Boots it again with the disks it had, and starts containerd and kubelet.
+    /// Does not wait for the node to be Ready.
+    ///
+    /// # Errors
+    /// When it is on, or does not come up.
+    pub fn power_on(&self) -> Result<()> {
+        self.cluster.power_on(self.number)?;
+        self.cluster.start_kubelet(self.number)?;
+        self.cluster.save()
+    }
+
+    /// Shuts it down in order and boots it again, as [`ClusterNode::power_on`].
+    ///
+    /// # Errors
+    /// When it does not stop, or does not come up.
+    pub fn reboot(&self) -> Result<()> {
+        self.cluster.with_guest(self.number, |guest| guest.shut_down(&self.cluster.sandbox))?;
+        self.power_on()
+    }
+
+    /// Kills kubelet with SIGKILL.
+    ///
+    /// # Errors
+    /// When the node does not answer.
+    pub fn kill_kubelet(&self) -> Result<()> {
+        let pid: i32 = self.read_file("/run/kubelet.pid")?.trim().parse()?;
+        Ok(self.agent().end(pid)?)
+    }
+
+    /// Starts kubelet after [`ClusterNode::kill_kubelet`].
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_kubelet(&self) -> Result<()> {
+        self.cluster.start_kubelet(self.number)
+    }
+}
+
+impl Deref for ClusterNode<'_> {
+    type Target = Machine;
+
+    fn deref(&self) -> &Machine {
+        &self.machine
+    }
+}
