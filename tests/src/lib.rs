@@ -3,6 +3,7 @@
 //! ignored.
 
 pub mod driver;
+pub mod objects;
 
 use anyhow::Result;
 use libtest_mimic::{Arguments, Trial};

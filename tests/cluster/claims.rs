@@ -1,0 +1,166 @@
+//! The way of a claim, from the pod that wants it to the end of its volume.
+
+use crate::COMMANDS;
+use anyhow::{Context, Result, ensure};
+use lvprov_tests::Test;
+use lvprov_tests::objects::{Space, eventually, text, volume_size, volumes_on};
+use std::collections::BTreeSet;
+use xtask::testbed::Cluster;
+
+pub const TESTS: [Test<Cluster>; 5] = [
+    ("claims::a_statefulset_over_two_nodes_keeps_its_data_and_leaves_nothing", statefulset),
+    ("claims::one_creation_is_one_mutating_command_and_at_most_one_report", counts),
+    ("claims::retain_keeps_the_volume", retain),
+    ("claims::a_force_deleted_pod_does_not_cost_a_mounted_volume", force_delete),
+    ("claims::a_pv_deleted_first_goes_with_its_claim", pv_deleted_first),
+];
+
+const STATEFULSET: &str = include_str!("../../deploy/examples/statefulset.yaml");
+
+fn statefulset(cluster: &Cluster) -> Result<()> {
+    cluster.apply(STATEFULSET)?;
+    cluster.kubectl(["rollout", "status", "statefulset/db", "--timeout=180s"])?;
+    let space = Space { cluster, name: "default" };
+    let mut nodes = BTreeSet::new();
+    for ordinal in 0..3 {
+        let claim = space.get(&format!("pvc data-db-{ordinal}"))?;
+        let pod = space.get(&format!("pod db-{ordinal}"))?;
+        let node = text(&pod, "/spec/nodeName").to_owned();
+        let pv = space.volume_of(&format!("data-db-{ordinal}"))?;
+        let name = text(&pv, "/metadata/name").to_owned();
+        let uid = text(&claim, "/metadata/uid");
+        ensure!(name == format!("pvc-{uid}"), "{name} for claim {uid}");
+        ensure!(text(&pv, "/spec/claimRef/uid") == uid);
+        ensure!(text(&pv, "/metadata/annotations/pv.kubernetes.io~1provisioned-by") == "lvm.lvprov.io");
+        ensure!(text(&pv, "/spec/flexVolume/driver") == "lvprov.io/lvm", "{pv:#}");
+        ensure!(text(&pv, "/spec/capacity/storage") == "1Gi", "{pv:#}");
+        ensure!(text(&pv, "/spec/persistentVolumeReclaimPolicy") == "Delete");
+        let affinity = "/spec/nodeAffinity/required/nodeSelectorTerms/0/matchExpressions/0";
+        ensure!(text(&pv, &format!("{affinity}/key")) == "topology.lvprov.io/node", "{pv:#}");
+        ensure!(text(&pv, &format!("{affinity}/values/0")) == node, "{pv:#}");
+        let tagged = volumes_on(cluster, &node, &format!("lvprov.io/claim=default/data-db-{ordinal}"))?;
+        ensure!(tagged == [name], "{tagged:?} on {node}");
+        nodes.insert(node);
+    }
+    ensure!(nodes.len() == 2, "all pods are on {nodes:?}");
+
+    // Made again, the pod finds its file.
+    space.exec("db-1", "echo kept > /data/file && sync")?;
+    let before = text(&space.get("pod db-1")?, "/metadata/uid").to_owned();
+    space.delete_pod("db-1")?;
+    cluster.kubectl(["rollout", "status", "statefulset/db", "--timeout=180s"])?;
+    space.ready("db-1")?;
+    ensure!(text(&space.get("pod db-1")?, "/metadata/uid") != before);
+    ensure!(space.exec("db-1", "cat /data/file")? == "kept");
+    let starts = space.exec("db-1", "wc -l < /data/starts")?;
+    ensure!(starts.trim() == "2", "{starts} starts");
+
+    // Claims gone: unmounted, volumes removed, PVs gone.
+    cluster.delete(STATEFULSET)?;
+    let volumes = ["data-db-0", "data-db-1", "data-db-2"];
+    let pvs: Vec<String> =
+        volumes.iter().map(|c| Ok(text(&space.volume_of(c)?, "/metadata/name").to_owned())).collect::<Result<_>>()?;
+    for claim in volumes {
+        space.kubectl(&["delete", "pvc", claim, "--timeout=120s"])?;
+    }
+    for pv in &pvs {
+        cluster.wait(&format!("pv/{pv}"), "delete", lvprov_tests::objects::LONG)?;
+    }
+    for node in nodes {
+        let left = volumes_on(cluster, &node, "lvprov.io/claim=default/data-db")?;
+        ensure!(left.is_empty(), "{left:?} left on {node}");
+        let mounts = cluster.node(&node)?.sh("grep -c pvc- /proc/self/mountinfo || true")?;
+        ensure!(mounts == "0", "{mounts} mounts left on {node}");
+    }
+    Ok(())
+}
+
+fn counts(cluster: &Cluster) -> Result<()> {
+    let space = Space::new(cluster, "counts")?;
+    let node = cluster.node("n1")?;
+    let log = |kind: &str| -> Result<usize> {
+        let text = node.read_file(COMMANDS)?;
+        Ok(text.lines().filter(|line| line.contains(&format!("\"kind\":\"{kind}\""))).count())
+    };
+    // A driver's first mount makes a report of its own: the claim alone is counted,
+    // so the node is chosen by hand and no pod mounts it.
+    node.sh(&format!(": > {COMMANDS}"))?;
+    space.claim("c", "xfs", "1Gi", "")?;
+    space.kubectl(&["annotate", "pvc", "c", "volume.kubernetes.io/selected-node=n1"])?;
+    space.volume_of("c")?;
+    // The refresh of what is free follows the creation a moment later.
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    let (mutating, reports) = (log("mutate")?, log("report")?);
+    ensure!(
+        mutating == 1 && reports <= 1,
+        "{mutating} mutating commands, {reports} reports:\n{}",
+        node.read_file(COMMANDS)?
+    );
+    // Idle, it runs none.
+    node.sh(&format!(": > {COMMANDS}"))?;
+    std::thread::sleep(std::time::Duration::from_secs(10));
+    let idle = node.read_file(COMMANDS)?;
+    ensure!(idle.is_empty(), "an idle node ran: {idle}");
+    space.end()
+}
+
+fn retain(cluster: &Cluster) -> Result<()> {
+    let space = Space::new(cluster, "retain")?;
+    space.claim("c", "ext4-retain", "64Mi", "")?;
+    space.pod_with_claim("p", Some("n2"), "c")?;
+    space.ready("p")?;
+    space.exec("p", "echo kept > /v0/file && sync")?;
+    let mount = cluster.node("n2")?.sh("grep ' /var/lib/kubelet/pods/.*pvc-.*ext4' /proc/self/mountinfo")?;
+    ensure!(mount.contains("noatime"), "the class's mountOptions did not arrive: {mount}");
+    let pv = text(&space.volume_of("c")?, "/metadata/name").to_owned();
+    ensure!(text(&space.volume_of("c")?, "/spec/persistentVolumeReclaimPolicy") == "Retain");
+    space.delete_pod("p")?;
+    space.kubectl(&["delete", "pvc", "c", "--timeout=60s"])?;
+    cluster.wait(&format!("pv/{pv}"), "jsonpath={.status.phase}=Released", lvprov_tests::objects::LONG)?;
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    ensure!(volume_size(cluster, "n2", &pv)? == 64 << 20, "the volume is not what it was");
+    // An admin who deletes the PV keeps the volume; gc lists it.
+    cluster.kubectl(["delete", "pv", &pv, "--timeout=60s"])?;
+    ensure!(volume_size(cluster, "n2", &pv)? == 64 << 20);
+    cluster.node("n2")?.run(["lvremove", "-qq", "-y", &format!("vg0/{pv}")])?;
+    space.end()
+}
+
+/// Released says that no pod object uses the claim, not that nothing has it mounted.
+fn force_delete(cluster: &Cluster) -> Result<()> {
+    let space = Space::new(cluster, "force")?;
+    space.claim("c", "xfs", "320Mi", "")?;
+    space.pod_with_claim("p", Some("n1"), "c")?;
+    space.ready("p")?;
+    let pv = text(&space.volume_of("c")?, "/metadata/name").to_owned();
+    // Something on the node still uses the volume.
+    let node = cluster.node("n1")?;
+    let device = format!("/dev/vg0/{pv}");
+    node.sh(&format!("mkdir -p /mnt/held && mount {device} /mnt/held && echo precious > /mnt/held/file"))?;
+    space.kubectl(&["delete", "pod", "p", "--force", "--grace-period=0"])?;
+    space.kubectl(&["delete", "pvc", "c", "--timeout=60s"])?;
+    cluster.wait(&format!("pv/{pv}"), "jsonpath={.status.phase}=Released", lvprov_tests::objects::LONG)?;
+    cluster
+        .wait_event("default", "PersistentVolume", &pv, lvprov_tests::objects::LONG, |e| e.message.contains("in use"))
+        .context("an event on the PV that says the volume is in use")?;
+    ensure!(node.read_file("/mnt/held/file")? == "precious");
+    node.run(["umount", "/mnt/held"])?;
+    cluster.wait(&format!("pv/{pv}"), "delete", lvprov_tests::objects::LONG)?;
+    eventually("the volume is removed", || Ok(!volumes_on(cluster, "n1", "claim=force/c")?.contains(&pv)))?;
+    space.end()
+}
+
+fn pv_deleted_first(cluster: &Cluster) -> Result<()> {
+    let space = Space::new(cluster, "pvfirst")?;
+    space.claim("c", "xfs", "320Mi", "")?;
+    space.pod_with_claim("p", Some("n1"), "c")?;
+    space.ready("p")?;
+    let pv = text(&space.volume_of("c")?, "/metadata/name").to_owned();
+    cluster.kubectl(["delete", "pv", &pv, "--wait=false"])?;
+    space.exec("p", "echo still > /v0/file")?;
+    space.delete_pod("p")?;
+    space.kubectl(&["delete", "pvc", "c", "--timeout=60s"])?;
+    cluster.wait(&format!("pv/{pv}"), "delete", lvprov_tests::objects::LONG)?;
+    ensure!(volumes_on(cluster, "n1", "claim=pvfirst/c")?.is_empty());
+    space.end()
+}

@@ -1,0 +1,45 @@
+//! The whole of lvprov on a real Kubernetes: two nodes, installed from the
+//! manifests as a user does. Each test has a namespace of its own.
+
+mod bad_input;
+mod capacity;
+mod claims;
+mod crash;
+mod gc;
+mod growth;
+mod logs;
+
+use anyhow::Result;
+use lvprov_tests::Test;
+use xtask::testbed::{Cluster, ClusterOptions};
+
+/// Where each node's children are written down.
+const COMMANDS: &str = "/run/lvprov-commands.log";
+
+fn main() {
+    let mut tests: Vec<Test<Cluster>> = Vec::new();
+    tests.extend(claims::TESTS);
+    tests.extend(growth::TESTS);
+    tests.extend(capacity::TESTS);
+    tests.extend(bad_input::TESTS);
+    tests.extend(logs::TESTS);
+    tests.extend(gc::TESTS);
+    tests.extend(crash::TESTS);
+    lvprov_tests::run(&tests, start)
+}
+
+fn start() -> Result<Cluster> {
+    let cluster = Cluster::start(ClusterOptions::default())?;
+    for name in cluster.node_names() {
+        cluster.node(&name)?.write_file("/etc/lvprov/node.json", format!(r#"{{"commandLog":"{COMMANDS}"}}"#))?;
+    }
+    cluster.install_lvprov()?;
+    lvprov_tests::objects::class(&cluster, "xfs", "volumeGroup: vg0", "")?;
+    lvprov_tests::objects::class(
+        &cluster,
+        "ext4-retain",
+        "volumeGroup: vg0, csi.storage.k8s.io/fstype: ext4",
+        "reclaimPolicy: Retain, mountOptions: [noatime]",
+    )?;
+    Ok(cluster)
+}
