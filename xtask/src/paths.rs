@@ -31,9 +31,5 @@ pub fn kept_logs() -> PathBuf {
 
 /// The triple that shipped binaries are built for: static ones.
 pub fn static_target() -> &'static str {
-    if cfg!(target_arch = "aarch64") {
-        "aarch64-unknown-linux-gnu"
-    } else {
-        "x86_64-unknown-linux-gnu"
-    }
+    if cfg!(target_arch = "aarch64") { "aarch64-unknown-linux-gnu" } else { "x86_64-unknown-linux-gnu" }
 }

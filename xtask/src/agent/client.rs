@@ -66,18 +66,12 @@ pub struct Agent {
 impl Agent {
     /// The agent listening at `address` in the network namespace of `pid`.
     pub fn new(pid: i32, address: SocketAddr) -> Self {
-        Self {
-            namespace: PathBuf::from(format!("/proc/{pid}/ns/net")),
-            address,
-        }
+        Self { namespace: PathBuf::from(format!("/proc/{pid}/ns/net")), address }
     }
 
     /// The same namespace, another address.
     pub fn at(&self, address: SocketAddr) -> Self {
-        Self {
-            namespace: self.namespace.clone(),
-            address,
-        }
+        Self { namespace: self.namespace.clone(), address }
     }
 
     /// A TCP connection made in the agent's network namespace.
@@ -108,10 +102,7 @@ impl Agent {
                 write_json(&mut stream, Kind::Request, request)?;
                 Ok(stream)
             })
-            .map_err(|source| AgentError::Unreachable {
-                address: self.address,
-                source,
-            })
+            .map_err(|source| AgentError::Unreachable { address: self.address, source })
     }
 
     /// Runs a command to its end, writing its output as it comes.
@@ -136,10 +127,7 @@ impl Agent {
             Ok(Reply::Failed(message)) => Err(AgentError::Refused(message)),
             Ok(_) => Err(self.lost(what, io::Error::other("unexpected reply"))),
             Err(source) => match limit {
-                Some(limit) if is_timeout(&source) => Err(AgentError::TimedOut {
-                    what,
-                    limit,
-                }),
+                Some(limit) if is_timeout(&source) => Err(AgentError::TimedOut { what, limit }),
                 _ => Err(self.lost(what, source)),
             },
         }
@@ -180,11 +168,7 @@ impl Agent {
     }
 
     fn lost(&self, what: String, source: io::Error) -> AgentError {
-        AgentError::Lost {
-            address: self.address,
-            what,
-            source,
-        }
+        AgentError::Lost { address: self.address, what, source }
     }
 
     fn simple(&self, request: &Request, input: Input, what: String) -> Result<Reply, AgentError> {
@@ -202,10 +186,7 @@ impl Agent {
     /// to `log`. Gives the process id as the agent sees it.
     pub fn spawn(&self, command: &Command, log: &Path) -> Result<i32, AgentError> {
         let what = command.line();
-        let request = Request::Spawn {
-            command: command.clone(),
-            log: log.to_path_buf(),
-        };
+        let request = Request::Spawn { command: command.clone(), log: log.to_path_buf() };
         match self.simple(&request, Input::Empty, what.clone())? {
             Reply::Spawned { pid } => Ok(pid),
             _ => Err(self.lost(what, io::Error::other("unexpected reply"))),
@@ -222,10 +203,7 @@ impl Agent {
 
     /// Signals the process group of a spawned process.
     pub fn kill(&self, pid: i32, signal: nix::sys::signal::Signal) -> Result<(), AgentError> {
-        let request = Request::Kill {
-            pid,
-            signal: signal as i32,
-        };
+        let request = Request::Kill { pid, signal: signal as i32 };
         self.simple(&request, Input::Empty, format!("kill {pid}")).map(|_| ())
     }
 
@@ -240,12 +218,8 @@ impl Agent {
 
     /// Writes a file, whole before it appears under its name.
     pub fn write_file(&self, path: &Path, mode: u32, content: Vec<u8>) -> Result<(), AgentError> {
-        let request = Request::Write {
-            path: path.to_path_buf(),
-            mode,
-        };
-        self.simple(&request, Input::Bytes(content), format!("write {}", path.display()))
-            .map(|_| ())
+        let request = Request::Write { path: path.to_path_buf(), mode };
+        self.simple(&request, Input::Bytes(content), format!("write {}", path.display())).map(|_| ())
     }
 }
 

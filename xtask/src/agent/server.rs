@@ -84,10 +84,7 @@ fn not_started(command: &Command, error: &io::Error) -> Reply {
 }
 
 fn exit_of(status: ExitStatus) -> Exit {
-    Exit {
-        code: status.code(),
-        signal: status.signal(),
-    }
+    Exit { code: status.code(), signal: status.signal() }
 }
 
 fn exec(command: &Command, stream: &mut TcpStream) -> io::Result<()> {
@@ -116,12 +113,14 @@ fn exec(command: &Command, stream: &mut TcpStream) -> io::Result<()> {
     let finished = Arc::new(AtomicBool::new(false));
     if let Some(stdin) = child.stdin.take() {
         let (stream, finished) = (stream.try_clone()?, finished.clone());
-        thread::spawn(move || feed(stream, stdin, || {
-            if !finished.load(Ordering::SeqCst) {
-                // Nobody is left to see the result: the command ends too.
-                let _ = signal::killpg(group, Signal::SIGKILL);
-            }
-        }));
+        thread::spawn(move || {
+            feed(stream, stdin, || {
+                if !finished.load(Ordering::SeqCst) {
+                    // Nobody is left to see the result: the command ends too.
+                    let _ = signal::killpg(group, Signal::SIGKILL);
+                }
+            })
+        });
     }
 
     let status = child.wait()?;

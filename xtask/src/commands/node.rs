@@ -69,10 +69,7 @@ pub fn run(command: &NodeCommand) -> Result<u8> {
         say(format!("user-mode Linux node ready after {:.1} s", start.elapsed().as_secs_f64()));
     }
     let argv = if command.command.is_empty() { vec!["sh".into()] } else { command.command.clone() };
-    let remote = Command {
-        cwd: env::current_dir().ok(),
-        ..Command::new(argv)
-    };
+    let remote = Command { cwd: env::current_dir().ok(), ..Command::new(argv) };
     let exit = node.agent().exec(&remote, Input::Inherit, None, &mut io::stdout(), &mut io::stderr())?;
     Ok(u8::try_from(exit.shell_code()).unwrap_or(u8::MAX))
 }

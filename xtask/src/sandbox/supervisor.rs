@@ -42,10 +42,7 @@ pub fn supervise(directory: &Path, detached: bool) -> Result<()> {
         .stdin(Stdio::inherit())
         .stdout(Stdio::piped())
         .spawn()?;
-    let record = Record {
-        supervisor: std::process::id().cast_signed(),
-        init: child.id().cast_signed(),
-    };
+    let record = Record { supervisor: std::process::id().cast_signed(), init: child.id().cast_signed() };
     fs::write(directory.join("sandbox.json"), serde_json::to_vec(&record)?)?;
     let mut line = String::new();
     if let Some(stdout) = child.stdout.take() {

@@ -43,7 +43,8 @@ pub fn build() -> Result<()> {
         let mut parts = version.split('.');
         let (major, minor) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
         let stamp = "k8s.io/component-base/version";
-        let flags = format!("-s -w -X {stamp}.gitVersion=v{version} -X {stamp}.gitMajor={major} -X {stamp}.gitMinor={minor}");
+        let flags =
+            format!("-s -w -X {stamp}.gitVersion=v{version} -X {stamp}.gitMajor={major} -X {stamp}.gitMinor={minor}");
         // Under another name until it is whole.
         let part = binary().with_extension("part");
         let status = Command::new(&go)

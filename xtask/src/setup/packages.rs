@@ -7,25 +7,11 @@ use anyhow::{Context, Result, bail};
 use crate::progress::step;
 
 /// For a node without Kubernetes.
-pub const NODE: &[&str] = &[
-    "e2fsprogs",
-    "iproute2",
-    "kmod",
-    "lvm2",
-    "thin-provisioning-tools",
-    "user-mode-linux",
-    "util-linux",
-    "xfsprogs",
-];
+pub const NODE: &[&str] =
+    &["e2fsprogs", "iproute2", "kmod", "lvm2", "thin-provisioning-tools", "user-mode-linux", "util-linux", "xfsprogs"];
 
 /// For a cluster, besides those of a node.
-pub const CLUSTER: &[&str] = &[
-    "busybox-static",
-    "containerd",
-    "containernetworking-plugins",
-    "etcd-server",
-    "runc",
-];
+pub const CLUSTER: &[&str] = &["busybox-static", "containerd", "containernetworking-plugins", "etcd-server", "runc"];
 
 /// Installs those of `packages` that are missing.
 ///

@@ -98,7 +98,8 @@ impl Cluster {
     /// When it has not come true in time; the message tells what the object
     /// and its events look like.
     pub fn wait(&self, object: &str, condition: &str, limit: Duration) -> Result<()> {
-        let mut words = vec!["wait".to_string(), format!("--for={condition}"), format!("--timeout={}s", limit.as_secs())];
+        let mut words =
+            vec!["wait".to_string(), format!("--for={condition}"), format!("--timeout={}s", limit.as_secs())];
         words.extend(object.split_whitespace().map(Into::into));
         let command = self.kubectl_command(words);
         let output = self.control().exec_within(&command, b"", limit + Duration::from_secs(10))?;
@@ -122,12 +123,7 @@ impl Cluster {
         let words = ["get", "-o", "json", "--watch"].into_iter().chain(arguments.split_whitespace());
         let command = self.kubectl_command(words.map(Into::into).collect());
         let deadline = Instant::now() + limit;
-        let mut seeker = Seeker {
-            accept,
-            buffer: Vec::new(),
-            last: None,
-            found: None,
-        };
+        let mut seeker = Seeker { accept, buffer: Vec::new(), last: None, found: None };
         let mut stderr = Vec::new();
         // kubectl's watch ends when the API server ends it: begun again.
         loop {
@@ -156,7 +152,8 @@ impl Cluster {
     /// # Errors
     /// When the API server does not answer.
     pub fn events_for(&self, namespace: &str, kind: &str, name: &str) -> Result<Vec<Event>> {
-        let list = self.get_json(&format!("--sort-by=.metadata.creationTimestamp {}", events_of(namespace, kind, name)))?;
+        let list =
+            self.get_json(&format!("--sort-by=.metadata.creationTimestamp {}", events_of(namespace, kind, name)))?;
         Ok(serde_json::from_value(list["items"].clone())?)
     }
 
@@ -173,7 +170,8 @@ impl Cluster {
         accept: impl Fn(&Event) -> bool,
     ) -> Result<Event> {
         let parse = |value: &Value| serde_json::from_value::<Event>(value.clone()).ok();
-        let found = self.watch(&events_of(namespace, kind, name), limit, |value| parse(value).is_some_and(|event| accept(&event)));
+        let found = self
+            .watch(&events_of(namespace, kind, name), limit, |value| parse(value).is_some_and(|event| accept(&event)));
         match found {
             Ok(value) => Ok(serde_json::from_value(value)?),
             Err(error) => {
@@ -228,12 +226,8 @@ mod tests {
         let text = br#"{"a": 1}
 {"a": 2} {"a": 3}"#;
         for cut in 0..text.len() {
-            let mut seeker = Seeker {
-                accept: |value: &Value| value["a"] == 3,
-                buffer: Vec::new(),
-                last: None,
-                found: None,
-            };
+            let mut seeker =
+                Seeker { accept: |value: &Value| value["a"] == 3, buffer: Vec::new(), last: None, found: None };
             let first = seeker.write_all(&text[..cut]);
             assert!(first.is_ok());
             assert!(seeker.write_all(&text[cut..]).is_err());

@@ -44,7 +44,8 @@ impl Pki {
 
         let mut authority = parameters("lvprov test bed", None);
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+        authority.key_usages =
+            vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
         let key = KeyPair::generate()?;
         let certificate = authority.self_signed(&key)?;
         fs::write(pki.file("ca.crt"), certificate.pem())?;

@@ -94,7 +94,7 @@ impl Cluster {
         };
         let brought_up = cluster.bring_up(start);
         if let Err(error) = brought_up {
-            cluster.discard(true);
+            cluster.end(true);
             return Err(error);
         }
         Ok(cluster)
@@ -170,7 +170,8 @@ impl Cluster {
         let sandbox = Sandbox::find(name)?
             .with_context(|| format!("no cluster {name} is running: `cargo xtask cluster up` starts one"))?;
         let file = sandbox.directory().join("cluster.json");
-        let text = fs::read(&file).with_context(|| format!("the cluster {name} is still starting, or did not start"))?;
+        let text =
+            fs::read(&file).with_context(|| format!("the cluster {name} is still starting, or did not start"))?;
         let record: Record = serde_json::from_slice(&text)?;
         Ok(Self {
             control: Machine::new("control plane", sandbox.agent().clone()),
@@ -182,17 +183,9 @@ impl Cluster {
         })
     }
 
-    /// Ends it, whether detached or not.
-    ///
-    /// # Errors
-    /// When it does not end.
-    pub fn stop(self) -> Result<()> {
-        self.discard(false);
-        Ok(())
-    }
-
-    fn discard(mut self, failed: bool) {
-        super::finish(&mut self.sandbox, failed);
+    /// Ends it, whether detached or not; keeps its logs where something failed.
+    pub fn end(&self, failed: bool) {
+        super::finish(&self.sandbox, failed);
     }
 
     /// What it was made as.
@@ -244,10 +237,7 @@ impl Cluster {
     }
 
     fn save(&self) -> Result<()> {
-        let record = Record {
-            options: self.options.clone(),
-            guests: self.guests().clone(),
-        };
+        let record = Record { options: self.options.clone(), guests: self.guests().clone() };
         let file = self.sandbox.directory().join("cluster.json");
         let part = file.with_extension("part");
         fs::write(&part, serde_json::to_vec_pretty(&record)?)?;
@@ -287,9 +277,9 @@ impl Cluster {
         for (path, content) in components::node_files(&self.pki, number) {
             node.write_file(path, content)?;
         }
-        let routes = (1..=self.options.nodes).filter(|other| *other != number).map(|other| {
-            format!("ip route add {} via {}\n", pod_network(other), node_address(other))
-        });
+        let routes = (1..=self.options.nodes)
+            .filter(|other| *other != number)
+            .map(|other| format!("ip route add {} via {}\n", pod_network(other), node_address(other)));
         node.sh(&routes.collect::<String>())?;
         node.spawn(&crate::agent::Command::new(["containerd"]), Path::new(GUEST_LOGS).join("containerd.log"))?;
         Ok(())
@@ -330,9 +320,8 @@ impl Cluster {
         let archive = self.write_images(images)?;
         thread::scope(|scope| {
             let archive = &archive;
-            let nodes: Vec<_> = (1..=self.options.nodes)
-                .map(|number| scope.spawn(move || self.import_into(number, archive)))
-                .collect();
+            let nodes: Vec<_> =
+                (1..=self.options.nodes).map(|number| scope.spawn(move || self.import_into(number, archive))).collect();
             nodes
                 .into_iter()
                 .try_for_each(|node| node.join().unwrap_or_else(|_| Err(anyhow!("importing into a node panicked"))))
@@ -363,7 +352,7 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if !self.options.detached {
-            super::finish(&mut self.sandbox, thread::panicking());
+            self.end(thread::panicking());
         }
     }
 }

@@ -103,9 +103,7 @@ pub fn scheduler(kubernetes: &Path, pki: &Pki) -> Command {
 
 fn kubeconfigs(pki: &Pki, identity: Identity) -> Vec<String> {
     let file = pki.kubeconfig(identity.0);
-    ["kubeconfig", "authentication-kubeconfig", "authorization-kubeconfig"]
-        .map(|name| flag(name, &file))
-        .into()
+    ["kubeconfig", "authentication-kubeconfig", "authorization-kubeconfig"].map(|name| flag(name, &file)).into()
 }
 
 /// kubectl.

@@ -62,11 +62,7 @@ impl Guest {
     pub fn create(sandbox: &Sandbox, options: GuestOptions) -> Result<Self> {
         let directory = sandbox.directory().join(&options.name);
         fs::create_dir_all(&directory)?;
-        let guest = Self {
-            options,
-            directory,
-            pid: None,
-        };
+        let guest = Self { options, directory, pid: None };
         let own = guest.directory.join("own.img");
         File::create(&own)?.set_len(16 << 30)?;
         let made = Process::new("mkfs.ext4")
@@ -81,11 +77,8 @@ impl Guest {
         for (index, gib) in guest.options.disks_gib.iter().enumerate() {
             File::create(guest.disk(index))?.set_len(gib << 30)?;
         }
-        let script = init::script(
-            &guest.options,
-            &xtask_binary()?.display().to_string(),
-            &guest.logs().display().to_string(),
-        );
+        let script =
+            init::script(&guest.options, &xtask_binary()?.display().to_string(), &guest.logs().display().to_string());
         fs::create_dir_all(guest.logs())?;
         fs::write(guest.init(), script)?;
         fs::set_permissions(guest.init(), Permissions::from_mode(0o755))?;
@@ -190,7 +183,11 @@ impl Guest {
                     bail!("node {} stopped while it booted; its console said:\n{}", self.options.name, self.tail());
                 }
                 if start.elapsed() > BOOT_LIMIT {
-                    bail!("node {} did not boot in {BOOT_LIMIT:?}; its console said:\n{}", self.options.name, self.tail());
+                    bail!(
+                        "node {} did not boot in {BOOT_LIMIT:?}; its console said:\n{}",
+                        self.options.name,
+                        self.tail()
+                    );
                 }
             }
         }

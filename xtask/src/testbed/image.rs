@@ -49,18 +49,12 @@ impl Image {
     /// When this machine's busybox cannot be run.
     pub fn busybox() -> Result<Self> {
         let listed = Command::new("/bin/busybox").arg("--list").output().context("cannot run /bin/busybox")?;
-        let mut entries = vec![
-            Entry::Program("/bin/busybox".into(), "/bin/busybox".into()),
-            Entry::Directory("/tmp".into()),
-        ];
+        let mut entries =
+            vec![Entry::Program("/bin/busybox".into(), "/bin/busybox".into()), Entry::Directory("/tmp".into())];
         for applet in String::from_utf8_lossy(&listed.stdout).lines().filter(|applet| *applet != "busybox") {
             entries.push(Entry::Link(format!("/bin/{applet}"), "busybox".into()));
         }
-        Ok(Self {
-            name: "lvprov.io/busybox:latest".into(),
-            entrypoint: Vec::new(),
-            entries,
-        })
+        Ok(Self { name: "lvprov.io/busybox:latest".into(), entrypoint: Vec::new(), entries })
     }
 
     /// What keeps a pod's namespaces.

@@ -23,10 +23,7 @@ pub struct Machine {
 
 impl Machine {
     pub(crate) fn new(name: impl Into<String>, agent: Agent) -> Self {
-        Self {
-            name: name.into(),
-            agent,
-        }
+        Self { name: name.into(), agent }
     }
 
     /// Its host name.
@@ -107,12 +104,7 @@ impl Machine {
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         let (stdout, stderr) = (text(stdout), text(stderr));
         match exit {
-            Ok(exit) => Ok(Output {
-                command: command.line(),
-                stdout,
-                stderr,
-                status: exit.shell_code(),
-            }),
+            Ok(exit) => Ok(Output { command: command.line(), stdout, stderr, status: exit.shell_code() }),
             Err(error @ AgentError::TimedOut { .. }) => {
                 bail!("{}: {error}\n--- stdout so far\n{stdout}\n--- stderr so far\n{stderr}", self.name)
             }

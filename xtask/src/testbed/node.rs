@@ -83,11 +83,7 @@ impl Node {
         guest.power_on(&sandbox)?;
         guest.wait_ready(&sandbox)?;
         guest.make_volume_groups(&sandbox)?;
-        Ok(Self {
-            machine: guest.machine(&sandbox),
-            guest,
-            sandbox,
-        })
+        Ok(Self { machine: guest.machine(&sandbox), guest, sandbox })
     }
 
     /// Cuts its power and leaves it off: what it had not written to a disk is lost.
@@ -137,6 +133,6 @@ impl Deref for Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        super::finish(&mut self.sandbox, thread::panicking());
+        super::finish(&self.sandbox, thread::panicking());
     }
 }
