@@ -8,7 +8,9 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::commands::cluster::ClusterCommand;
 use xtask::commands::node::NodeCommand;
-use xtask::{agent, commands, sandbox};
+use xtask::commands::test::TestCommand;
+use xtask::progress::step;
+use xtask::{agent, commands, sandbox, setup};
 
 /// The test bed of lvprov: nodes with real LVM, and a real Kubernetes.
 #[derive(Parser)]
@@ -25,6 +27,10 @@ enum Command {
     /// A Kubernetes cluster that stays between commands.
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// Run all tests, from unit tests to end-to-end ones.
+    Test(TestCommand),
+    /// Install and build what the test bed needs, so that later commands start in seconds.
+    Setup,
     /// Parts that run in a sandbox or a guest.
     #[command(hide = true, subcommand)]
     Internal(Internal),
@@ -64,6 +70,11 @@ fn run(command: Command) -> Result<u8> {
     match command {
         Command::Node(node) => return commands::node::run(&node),
         Command::Cluster(cluster) => return commands::cluster::run(cluster),
+        Command::Test(test) => return commands::test::run(&test),
+        Command::Setup => {
+            setup::for_cluster()?;
+            step("Build lvprov", || setup::binaries::build(setup::binaries::Profile::Debug))?;
+        }
         Command::Internal(Internal::Supervise { directory, detached }) => {
             sandbox::supervisor::supervise(&directory, detached)?;
         }

@@ -1,21 +1,171 @@
-//! `lvprov capacity`.
+//! `lvprov capacity`: the volume groups of all nodes.
+
+use std::io::Write;
+
+use lvm::size::human;
+use lvprov_proto::lvprov::CapacityReport;
+use serde::Serialize;
+
+use super::fleet::{Answer, Fleet};
+use super::{AdminError, Reach, complete, table};
 
 /// What `lvprov capacity` is told.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+#[command(after_help = "\
+Examples:
+  kubectl -n lvprov-system exec deploy/lvprov-controller -- /lvprov capacity
+  kubectl -n lvprov-system exec deploy/lvprov-controller -- /lvprov capacity --json
 
-/// Why `lvprov capacity` failed.
-#[derive(Debug, thiserror::Error)]
-pub enum CapacityError {
-    /// The command is not part of this build.
-    #[error("`lvprov capacity` is not part of this build")]
-    Missing,
+The exit status is 1 if a node did not answer.")]
+pub struct Args {
+    #[command(flatten)]
+    reach: Reach,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
 }
 
 /// Runs the command.
 ///
 /// # Errors
-/// When it cannot do what it was asked.
-pub fn run(_args: Args) -> Result<(), CapacityError> {
-    Err(CapacityError::Missing)
+/// When the nodes cannot be listed, or one does not answer.
+pub fn run(args: Args) -> Result<(), AdminError> {
+    super::run(&args.reach, async |_, fleet| capacity(args.json, &fleet).await)
+}
+
+async fn capacity(json: bool, fleet: &Fleet) -> Result<(), AdminError> {
+    let report = Report::new(fleet.capacities().await);
+    let text = if json { report.json() } else { report.text() };
+    std::io::stdout().write_all(text.as_bytes()).map_err(AdminError::Output)?;
+    complete(fleet.nodes().len(), report.nodes.iter().filter(|node| !node.reached).count())
+}
+
+/// The result, as `--json` prints it. Fields are only ever added.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report {
+    schema: &'static str,
+    nodes: Vec<NodeReport>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeReport {
+    name: String,
+    reached: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    volume_groups: Vec<GroupReport>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct GroupReport {
+    name: String,
+    size_bytes: u64,
+    free_bytes: u64,
+    extent_bytes: u64,
+}
+
+impl Report {
+    fn new(answers: Vec<Answer<CapacityReport>>) -> Self {
+        let nodes = answers.into_iter().map(|answer| {
+            let error = answer.result.as_ref().err().cloned();
+            let groups = answer.result.into_iter().flat_map(|report| report.volume_groups);
+            NodeReport {
+                name: answer.node.name,
+                reached: error.is_none(),
+                error,
+                volume_groups: groups
+                    .map(|group| GroupReport {
+                        name: group.name,
+                        size_bytes: group.size_bytes,
+                        free_bytes: group.free_bytes,
+                        extent_bytes: group.extent_bytes,
+                    })
+                    .collect(),
+            }
+        });
+        Self { schema: "lvprov.io/capacity/v1", nodes: nodes.collect() }
+    }
+
+    fn json(&self) -> String {
+        // Nothing in it can fail to be JSON.
+        let mut text = serde_json::to_string_pretty(self).unwrap_or_default();
+        text.push('\n');
+        text
+    }
+
+    fn text(&self) -> String {
+        let mut rows = Vec::new();
+        let (mut size, mut free) = (0_u64, 0_u64);
+        for node in &self.nodes {
+            for group in &node.volume_groups {
+                size = size.saturating_add(group.size_bytes);
+                free = free.saturating_add(group.free_bytes);
+                rows.push(vec![
+                    node.name.clone(),
+                    group.name.clone(),
+                    human(group.size_bytes),
+                    human(group.free_bytes),
+                    used(group.size_bytes, group.free_bytes),
+                ]);
+            }
+        }
+        let mut text = table::render(&["NODE", "VOLUME GROUP", "SIZE", "FREE", "USED"], &rows);
+        for node in &self.nodes {
+            match &node.error {
+                Some(error) => text.push_str(&format!("node {} did not answer: {error}\n", node.name)),
+                None if node.volume_groups.is_empty() => {
+                    text.push_str(&format!("node {} has no volume group\n", node.name));
+                }
+                None => {}
+            }
+        }
+        text.push_str(&format!("total: {}, {} free, on {} nodes\n", human(size), human(free), self.nodes.len()));
+        text
+    }
+}
+
+fn used(size: u64, free: u64) -> String {
+    let taken = u128::from(size.saturating_sub(free)) * 100;
+    match taken.checked_div(u128::from(size)) {
+        Some(percent) => format!("{percent}%"),
+        None => "-".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fleet::FleetNode;
+    use super::*;
+    use lvprov_proto::lvprov::VolumeGroup;
+
+    #[test]
+    fn groups_are_listed_and_summed() {
+        let node = |name: &str| FleetNode { name: name.into(), topology: name.into(), address: None };
+        let group = |name: &str, size: u64, free: u64| VolumeGroup {
+            name: name.into(),
+            size_bytes: size << 30,
+            free_bytes: free << 30,
+            extent_bytes: 4 << 20,
+        };
+        let report = |node: &str, volume_groups| CapacityReport { node: node.into(), volume_groups };
+        let text = Report::new(vec![
+            Answer { node: node("a"), result: Ok(report("a", vec![group("hdd", 100, 50), group("vg0", 20, 5)])) },
+            Answer { node: node("b"), result: Err("connection refused".into()) },
+            Answer { node: node("c"), result: Ok(report("c", Vec::new())) },
+        ])
+        .text();
+        assert_eq!(
+            text,
+            "NODE  VOLUME GROUP  SIZE     FREE    USED\n\
+             a     hdd           100 GiB  50 GiB  50%\n\
+             a     vg0           20 GiB   5 GiB   75%\n\
+             node b did not answer: connection refused\n\
+             node c has no volume group\n\
+             total: 120 GiB, 55 GiB free, on 3 nodes\n"
+        );
+        assert_eq!(used(0, 0), "-");
+    }
 }

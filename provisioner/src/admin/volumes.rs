@@ -1,21 +1,199 @@
-//! `lvprov volumes`.
+//! `lvprov volumes`: everything of ours on all nodes.
+
+use std::io::Write;
+
+use lvm::size::human;
+use lvprov_proto::lvprov::inventory_item::Item;
+use serde::Serialize;
+
+use super::fleet::{Answer, Fleet};
+use super::gc::{kind, name, size};
+use super::{AdminError, Reach, complete, table};
 
 /// What `lvprov volumes` is told.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+#[command(after_help = "\
+Examples:
+  kubectl -n lvprov-system exec deploy/lvprov-controller -- /lvprov volumes
+  kubectl -n lvprov-system exec deploy/lvprov-controller -- /lvprov volumes --json
 
-/// Why `lvprov volumes` failed.
-#[derive(Debug, thiserror::Error)]
-pub enum VolumesError {
-    /// The command is not part of this build.
-    #[error("`lvprov volumes` is not part of this build")]
-    Missing,
+The exit status is 1 if a node did not answer.")]
+pub struct Args {
+    #[command(flatten)]
+    reach: Reach,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
 }
 
 /// Runs the command.
 ///
 /// # Errors
-/// When it cannot do what it was asked.
-pub fn run(_args: Args) -> Result<(), VolumesError> {
-    Err(VolumesError::Missing)
+/// When the nodes cannot be listed, or one does not answer.
+pub fn run(args: Args) -> Result<(), AdminError> {
+    super::run(&args.reach, async |_, fleet| volumes(args.json, &fleet).await)
+}
+
+async fn volumes(json: bool, fleet: &Fleet) -> Result<(), AdminError> {
+    let report = Report::new(fleet.inventories().await);
+    let text = if json { report.json() } else { report.text() };
+    std::io::stdout().write_all(text.as_bytes()).map_err(AdminError::Output)?;
+    complete(fleet.nodes().len(), report.nodes.iter().filter(|node| !node.reached).count())
+}
+
+/// The result, as `--json` prints it. Fields are only ever added.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report {
+    schema: &'static str,
+    nodes: Vec<NodeReport>,
+    volumes: Vec<VolumeReport>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeReport {
+    name: String,
+    reached: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct VolumeReport {
+    node: String,
+    kind: &'static str,
+    name: String,
+    size_bytes: u64,
+    owner: String,
+    in_use: bool,
+}
+
+impl Report {
+    fn new(answers: Vec<Answer<Vec<Item>>>) -> Self {
+        let mut report = Self { schema: "lvprov.io/volumes/v1", nodes: Vec::new(), volumes: Vec::new() };
+        for Answer { node, result } in answers {
+            let error = result.as_ref().err().cloned();
+            report.nodes.push(NodeReport { name: node.name.clone(), reached: error.is_none(), error });
+            report.volumes.extend(result.into_iter().flatten().filter_map(|item| volume(&node.name, &item)));
+        }
+        report
+    }
+
+    fn json(&self) -> String {
+        // Nothing in it can fail to be JSON.
+        let mut text = serde_json::to_string_pretty(self).unwrap_or_default();
+        text.push('\n');
+        text
+    }
+
+    fn text(&self) -> String {
+        let rows: Vec<Vec<String>> = self
+            .volumes
+            .iter()
+            .map(|volume| {
+                let in_use = if volume.in_use { "yes" } else { "no" };
+                vec![
+                    volume.node.clone(),
+                    volume.kind.to_owned(),
+                    volume.name.clone(),
+                    human(volume.size_bytes),
+                    volume.owner.clone(),
+                    in_use.to_owned(),
+                ]
+            })
+            .collect();
+        let mut text = table::render(&["NODE", "KIND", "NAME", "SIZE", "OWNER", "IN USE"], &rows);
+        for node in self.nodes.iter() {
+            if let Some(error) = &node.error {
+                text.push_str(&format!("node {} did not answer: {error}\n", node.name));
+            }
+        }
+        // A directory's bytes are in its log volume's.
+        let of = |kind| self.volumes.iter().filter(move |volume| volume.kind == kind);
+        let bytes = of("data").chain(of("log")).map(|volume| volume.size_bytes).fold(0, u64::saturating_add);
+        text.push_str(&format!(
+            "total: {} data volumes and {} log volumes, {} on {} nodes\n",
+            of("data").count(),
+            of("log").count(),
+            human(bytes),
+            self.nodes.len()
+        ));
+        text
+    }
+}
+
+/// A mount is no volume.
+fn volume(node: &str, item: &Item) -> Option<VolumeReport> {
+    let (owner, in_use) = match item {
+        Item::DataVolume(volume) => (format!("claim {}/{}", volume.claim_namespace, volume.claim_name), volume.open),
+        Item::LogVolume(volume) => (format!("{} directories", volume.directories), volume.mounted),
+        Item::LogDirectory(directory) => {
+            (format!("pod {}/{}", directory.namespace, directory.pod_name), directory.mounted)
+        }
+        Item::Mount(_) => return None,
+    };
+    Some(VolumeReport {
+        node: node.to_owned(),
+        kind: kind(item),
+        name: name(item),
+        size_bytes: size(item),
+        owner,
+        in_use,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fleet::FleetNode;
+    use super::*;
+    use lvprov_proto::lvprov::{DataVolume, LogDirectory, LogVolume, Mount};
+
+    #[test]
+    fn volumes_are_listed_and_summed_without_counting_logs_twice() {
+        let node = |name: &str| FleetNode { name: name.into(), topology: name.into(), address: None };
+        let items = vec![
+            Item::DataVolume(DataVolume {
+                volume_group: "vg0".into(),
+                logical_volume: "pvc-1".into(),
+                size_bytes: 1 << 30,
+                claim_namespace: "shop".into(),
+                claim_name: "data-db-0".into(),
+                open: true,
+                ..DataVolume::default()
+            }),
+            Item::LogVolume(LogVolume {
+                volume_group: "vg0".into(),
+                logical_volume: "log-1".into(),
+                namespace: "shop".into(),
+                volume: "web".into(),
+                size_bytes: 2 << 30,
+                directories: 1,
+                mounted: true,
+                ..LogVolume::default()
+            }),
+            Item::LogDirectory(LogDirectory {
+                namespace: "shop".into(),
+                pod_name: "web-0".into(),
+                path: "/var/log/lvprov/shop/web/web-0".into(),
+                used_bytes: 5 << 20,
+                ..LogDirectory::default()
+            }),
+            Item::Mount(Mount::default()),
+        ];
+        let report = Report::new(vec![
+            Answer { node: node("a"), result: Ok(items) },
+            Answer { node: node("b"), result: Err("connection refused".into()) },
+        ]);
+        assert_eq!(
+            report.text(),
+            "NODE  KIND           NAME                            SIZE   OWNER                 IN USE\n\
+             a     data           vg0/pvc-1                       1 GiB  claim shop/data-db-0  yes\n\
+             a     log            vg0/log-1 (shop/web)            2 GiB  1 directories         yes\n\
+             a     log-directory  /var/log/lvprov/shop/web/web-0  5 MiB  pod shop/web-0        no\n\
+             node b did not answer: connection refused\n\
+             total: 1 data volumes and 1 log volumes, 3 GiB on 2 nodes\n"
+        );
+    }
 }

@@ -6,10 +6,10 @@ use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 
 use crate::agent::Command;
-use crate::progress::say;
+use crate::progress::{say, step};
 use crate::sandbox::Sandbox;
 use crate::setup;
-use crate::setup::binaries::Profile;
+use crate::setup::binaries::{self, Profile};
 use crate::testbed::{Cluster, ClusterOptions};
 
 /// What to do with a cluster.
@@ -41,6 +41,16 @@ pub enum ClusterCommand {
         /// kubectl's arguments.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
+    },
+    /// Build lvprov and install it from deploy/manifests, as a user would; again
+    /// after a change.
+    Install {
+        /// Which cluster.
+        #[command(flatten)]
+        which: Which,
+        /// Take the binaries as they are.
+        #[arg(long)]
+        no_build: bool,
     },
     /// Tell what runs, and where its logs are.
     Status(Which),
@@ -93,13 +103,21 @@ pub fn run(command: ClusterCommand) -> Result<u8> {
         ClusterCommand::Kubectl { which, arguments } => {
             Ok(status(Cluster::find(&which.name)?.kubectl_inherit(arguments)?))
         }
+        ClusterCommand::Install { which, no_build } => {
+            let cluster = Cluster::find(&which.name)?;
+            if !no_build {
+                binaries::build(cluster.options().profile)?;
+            }
+            step("Install lvprov", || cluster.install_lvprov())?;
+            Ok(0)
+        }
         ClusterCommand::Status(which) => show(&which.name),
         ClusterCommand::Down(which) => {
             match Cluster::find(&which.name) {
-                Ok(cluster) => cluster.stop()?,
+                Ok(cluster) => cluster.end(false),
                 // One that did not come up has no cluster to it, but a sandbox.
                 Err(error) => match Sandbox::find(&which.name)? {
-                    Some(sandbox) => sandbox.stop()?,
+                    Some(sandbox) => sandbox.end()?,
                     None => return Err(error),
                 },
             }

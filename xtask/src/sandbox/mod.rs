@@ -17,6 +17,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 use std::{env, thread};
 
@@ -55,7 +56,7 @@ pub struct Sandbox {
     record: Record,
     agent: Agent,
     /// Of a sandbox that this process made: its death ends a tied one.
-    child: Option<Child>,
+    child: Mutex<Option<Child>>,
     life: Life,
 }
 
@@ -91,7 +92,7 @@ impl Sandbox {
             bail!("the sandbox {name} did not start: {}", said.trim());
         }
         let mut sandbox = Self::open(&directory)?;
-        sandbox.child = Some(child);
+        sandbox.child = Mutex::new(Some(child));
         sandbox.life = life;
         Ok(sandbox)
     }
@@ -116,7 +117,7 @@ impl Sandbox {
             directory: directory.to_path_buf(),
             agent: Agent::new(record.init, AGENT),
             record,
-            child: None,
+            child: Mutex::new(None),
             life: Life::Detached,
         })
     }
@@ -140,17 +141,13 @@ impl Sandbox {
     ///
     /// # Errors
     /// When it still lives after ten seconds.
-    pub fn stop(mut self) -> Result<()> {
-        self.end()
-    }
-
-    /// As [`Sandbox::stop`], for one that is not owned.
-    ///
-    /// # Errors
-    /// As [`Sandbox::stop`].
-    pub fn end(&mut self) -> Result<()> {
+    pub fn end(&self) -> Result<()> {
+        let child = self.child.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if self.life == Life::Tied && child.is_none() {
+            return Ok(());
+        }
         let _ = kill(Pid::from_raw(self.record.init), Signal::SIGKILL);
-        if let Some(mut child) = self.child.take() {
+        if let Some(mut child) = child {
             child.wait()?;
             return Ok(());
         }
@@ -170,7 +167,7 @@ impl Sandbox {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        if self.life == Life::Tied && self.child.is_some() {
+        if self.life == Life::Tied {
             let _ = self.end();
         }
     }
@@ -184,7 +181,9 @@ pub fn xtask_binary() -> Result<PathBuf> {
     if let Some(path) = env::var_os("LVPROV_XTASK") {
         return Ok(path.into());
     }
+    // A build that ran meanwhile has put a new file in the place of ours.
     let own = env::current_exe()?;
+    let own = own.to_str().and_then(|path| path.strip_suffix(" (deleted)")).map_or(own.clone(), PathBuf::from);
     if own.file_name().is_some_and(|name| name == "xtask") {
         return Ok(own);
     }

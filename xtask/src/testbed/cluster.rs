@@ -94,7 +94,7 @@ impl Cluster {
         };
         let brought_up = cluster.bring_up(start);
         if let Err(error) = brought_up {
-            cluster.discard(true);
+            cluster.end(true);
             return Err(error);
         }
         Ok(cluster)
@@ -183,17 +183,9 @@ impl Cluster {
         })
     }
 
-    /// Ends it, whether detached or not.
-    ///
-    /// # Errors
-    /// When it does not end.
-    pub fn stop(self) -> Result<()> {
-        self.discard(false);
-        Ok(())
-    }
-
-    fn discard(mut self, failed: bool) {
-        super::finish(&mut self.sandbox, failed);
+    /// Ends it, whether detached or not; keeps its logs where something failed.
+    pub fn end(&self, failed: bool) {
+        super::finish(&self.sandbox, failed);
     }
 
     /// What it was made as.
@@ -360,7 +352,7 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if !self.options.detached {
-            super::finish(&mut self.sandbox, thread::panicking());
+            self.end(thread::panicking());
         }
     }
 }

@@ -13,19 +13,25 @@ mod components;
 pub mod guest;
 pub mod image;
 mod init;
+mod install;
 mod machine;
 pub mod node;
 mod output;
+mod shared;
 
 pub use api::Event;
 pub use cluster::{Cluster, ClusterNode, ClusterOptions};
 pub use machine::Machine;
 pub use node::{Node, NodeOptions};
 pub use output::Output;
+pub use shared::{Shared, is_asked_for};
 
 /// Ends a sandbox; keeps its logs, and says where, when a test failed.
-pub(crate) fn finish(sandbox: &mut Sandbox, failed: bool) {
+pub(crate) fn finish(sandbox: &Sandbox, failed: bool) {
     let directory = sandbox.directory().to_path_buf();
+    if !directory.exists() {
+        return;
+    }
     if let Err(error) = sandbox.end() {
         say(format!("{error:#}"));
         return;

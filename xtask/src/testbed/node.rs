@@ -133,6 +133,6 @@ impl Deref for Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        super::finish(&mut self.sandbox, thread::panicking());
+        super::finish(&self.sandbox, thread::panicking());
     }
 }

@@ -1,0 +1,227 @@
+//! What the API server knows of volumes, claims and pods, all of it or none.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::Debug;
+
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use kube::api::{ListParams, PartialObjectMeta};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+
+use super::AdminError;
+use super::fleet::FleetNode;
+use crate::controller::nodes::{address_of, topology_of};
+use crate::names::{DRIVER, FLEX_DRIVER, TOPOLOGY_NODE};
+
+/// Objects a page.
+const PAGE: u32 = 500;
+
+/// Written by kubelet on the mirror of a static pod: the UID under which it
+/// runs on its node, which is another than that in the API.
+const STATIC_POD_UID: &str = "kubernetes.io/config.hash";
+
+/// What is still in use, as the API server says.
+#[derive(Debug, Default)]
+pub struct ClusterView {
+    /// UID of kube-system.
+    pub id: String,
+    /// What PVs refer to, by the PV's name.
+    pub volumes: HashMap<String, Reference>,
+    /// Claims by UID.
+    pub claims: HashMap<String, Claim>,
+    /// UIDs of pods, both of a static one's.
+    pub pods: HashSet<String>,
+    /// `<namespace>/<name>` of pods.
+    pub pod_names: HashSet<String>,
+}
+
+/// A logical volume that a PV refers to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reference {
+    /// None where the PV does not say on which node: then on any.
+    pub topology: Option<String>,
+    /// The volume group.
+    pub volume_group: String,
+    /// The logical volume.
+    pub logical_volume: String,
+}
+
+/// A claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// `<namespace>/<name>`
+    pub name: String,
+    /// The PV that it is bound to, or empty.
+    pub volume: String,
+}
+
+impl ClusterView {
+    /// Asks the API server.
+    ///
+    /// # Errors
+    /// When any part of it cannot be had: then nothing may be concluded.
+    pub async fn ask(client: &Client) -> Result<Self, AdminError> {
+        let mut view = Self { id: cluster_id(client).await?, ..Self::default() };
+        for volume in list::<PersistentVolume>(client, "PersistentVolumes").await? {
+            if let Some(reference) = reference_of(&volume) {
+                view.volumes.insert(volume.name_any(), reference);
+            }
+        }
+        for claim in list::<PersistentVolumeClaim>(client, "PersistentVolumeClaims").await? {
+            let name = format!("{}/{}", claim.namespace().unwrap_or_default(), claim.name_any());
+            let volume = claim.spec.as_ref().and_then(|spec| spec.volume_name.clone()).unwrap_or_default();
+            view.claims.insert(claim.uid().unwrap_or_default(), Claim { name, volume });
+        }
+        for pod in list_metadata::<Pod>(client, "pods").await? {
+            view.add_pod(&pod);
+        }
+        Ok(view)
+    }
+
+    fn add_pod(&mut self, pod: &PartialObjectMeta<Pod>) {
+        self.pods.extend(pod.uid());
+        self.pods.extend(pod.annotations().get(STATIC_POD_UID).cloned());
+        self.pod_names.insert(format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any()));
+    }
+}
+
+/// Nodes that have a node service, in order of name.
+///
+/// # Errors
+/// When they cannot be listed.
+pub async fn nodes(client: &Client) -> Result<Vec<FleetNode>, AdminError> {
+    let mut nodes: Vec<FleetNode> = list::<Node>(client, "nodes")
+        .await?
+        .iter()
+        .filter_map(|node| {
+            Some(FleetNode { name: node.name_any(), topology: topology_of(node)?, address: address_of(node) })
+        })
+        .collect();
+    nodes.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(nodes)
+}
+
+/// What a PV refers to, whoever made it: one made by hand keeps its logical
+/// volume as well.
+fn reference_of(volume: &PersistentVolume) -> Option<Reference> {
+    let spec = volume.spec.as_ref()?;
+    let (volume_group, logical_volume) = match (&spec.flex_volume, &spec.csi) {
+        (Some(flex), _) if flex.driver == FLEX_DRIVER => {
+            let option = |key| flex.options.as_ref()?.get(key).cloned();
+            (option("volumeGroup")?, option("logicalVolume")?)
+        }
+        (_, Some(csi)) if csi.driver == DRIVER => {
+            let (group, volume) = csi.volume_handle.split_once('/')?;
+            (group.to_owned(), volume.to_owned())
+        }
+        _ => return None,
+    };
+    let topology = spec
+        .node_affinity
+        .iter()
+        .flat_map(|affinity| &affinity.required)
+        .flat_map(|selector| &selector.node_selector_terms)
+        .flat_map(|term| term.match_expressions.iter().flatten())
+        .filter(|requirement| requirement.key == TOPOLOGY_NODE && requirement.operator == "In")
+        .flat_map(|requirement| requirement.values.iter().flatten())
+        .collect::<Vec<_>>();
+    // Several values, or none: it may be on any of them.
+    let topology = match topology.as_slice() {
+        [one] => Some((*one).clone()),
+        _ => None,
+    };
+    Some(Reference { topology, volume_group, logical_volume })
+}
+
+async fn cluster_id(client: &Client) -> Result<String, AdminError> {
+    let api: Api<Namespace> = Api::all(client.clone());
+    let namespace = api
+        .get("kube-system")
+        .await
+        .map_err(|source| AdminError::Api { what: "namespace kube-system", source: Box::new(source) })?;
+    Ok(namespace.uid().unwrap_or_default())
+}
+
+async fn list<K>(client: &Client, what: &'static str) -> Result<Vec<K>, AdminError>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    let api: Api<K> = Api::all(client.clone());
+    let mut all = Vec::new();
+    let mut parameters = ListParams::default().limit(PAGE);
+    loop {
+        let page = api.list(&parameters).await.map_err(|source| AdminError::Api { what, source: Box::new(source) })?;
+        all.extend(page.items);
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => parameters = parameters.continue_token(&token),
+            None => return Ok(all),
+        }
+    }
+}
+
+async fn list_metadata<K>(client: &Client, what: &'static str) -> Result<Vec<PartialObjectMeta<K>>, AdminError>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    let api: Api<K> = Api::all(client.clone());
+    let mut all = Vec::new();
+    let mut parameters = ListParams::default().limit(PAGE);
+    loop {
+        let page = api
+            .list_metadata(&parameters)
+            .await
+            .map_err(|source| AdminError::Api { what, source: Box::new(source) })?;
+        all.extend(page.items);
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => parameters = parameters.continue_token(&token),
+            None => return Ok(all),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn volume(source: Value, values: &[&str]) -> PersistentVolume {
+        let mut spec = source;
+        spec["nodeAffinity"] = json!({"required": {"nodeSelectorTerms": [{"matchExpressions": [
+            {"key": "topology.lvprov.io/node", "operator": "In", "values": values},
+        ]}]}});
+        serde_json::from_value(json!({"metadata": {"name": "v"}, "spec": spec})).unwrap()
+    }
+
+    #[test]
+    fn a_pv_keeps_its_volume_whoever_made_it() {
+        let flex = json!({"flexVolume": {
+            "driver": "lvprov.io/lvm",
+            "options": {"volumeGroup": "vg0", "logicalVolume": "pvc-1"},
+        }});
+        let csi = json!({"csi": {"driver": "lvm.lvprov.io", "volumeHandle": "vg0/pvc-1"}});
+        for source in [flex, csi] {
+            let reference = reference_of(&volume(source.clone(), &["a"])).unwrap();
+            assert_eq!((reference.volume_group.as_str(), reference.logical_volume.as_str()), ("vg0", "pvc-1"));
+            assert_eq!(reference.topology.as_deref(), Some("a"));
+            assert_eq!(reference_of(&volume(source.clone(), &["a", "b"])).unwrap().topology, None);
+            assert_eq!(reference_of(&volume(source, &[])).unwrap().topology, None);
+        }
+        let foreign = json!({"csi": {"driver": "example.com/other", "volumeHandle": "vg0/pvc-1"}});
+        assert_eq!(reference_of(&volume(foreign, &["a"])), None);
+    }
+
+    #[test]
+    fn a_static_pod_is_known_by_both_its_uids() {
+        let mut view = ClusterView::default();
+        let pod: PartialObjectMeta<Pod> = serde_json::from_value(json!({"metadata": {
+            "namespace": "kube-system",
+            "name": "etcd-a",
+            "uid": "in-the-api",
+            "annotations": {"kubernetes.io/config.hash": "on-the-node"},
+        }}))
+        .unwrap();
+        view.add_pod(&pod);
+        assert!(view.pods.contains("in-the-api") && view.pods.contains("on-the-node"));
+        assert!(view.pod_names.contains("kube-system/etcd-a"));
+    }
+}

@@ -1,0 +1,360 @@
+//! The node service as its callers see it: the controller over real TLS on
+//! loopback, kubelet over real unix sockets. Nothing here gets as far as LVM.
+
+use std::collections::HashMap;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use lvm::Lvm;
+use lvm::config::NodeConfig;
+use lvm::names::VgName;
+use lvm::report::VolumeGroup;
+use lvprov::certificates::{Material, Pair};
+use lvprov::names::{DRIVER, NODE_SERVER_NAME, TOPOLOGY_NODE, parameters};
+use lvprov::node::capacity::Reporter;
+use lvprov::node::in_progress::InProgress;
+use lvprov::node::inventory::PodsDirectory;
+use lvprov::node::served::Served;
+use lvprov::node::server::{self, Shared};
+use lvprov::node::sockets::{Paths, Socket};
+use lvprov::tls::TlsFiles;
+use lvprov_proto::csi::controller_client::ControllerClient;
+use lvprov_proto::csi::identity_client::IdentityClient;
+use lvprov_proto::csi::node_client::NodeClient;
+use lvprov_proto::csi::volume_capability::access_mode::Mode;
+use lvprov_proto::csi::volume_capability::{AccessMode, AccessType, MountVolume};
+use lvprov_proto::csi::{
+    CapacityRange, ControllerGetCapabilitiesRequest, CreateVolumeRequest, DeleteVolumeRequest, GetCapacityRequest,
+    GetPluginInfoRequest, NodeGetCapabilitiesRequest, NodeGetInfoRequest, NodePublishVolumeRequest, ProbeRequest,
+    Topology, TopologyRequirement, ValidateVolumeCapabilitiesRequest, VolumeCapability,
+};
+use lvprov_proto::lvprov::inventory_item::Item;
+use lvprov_proto::lvprov::node_admin_client::NodeAdminClient;
+use lvprov_proto::lvprov::{CapacityReport, CollectRequest, InventoryItem, Mount, WatchCapacityRequest};
+use lvprov_proto::pluginregistration::registration_client::RegistrationClient;
+use lvprov_proto::pluginregistration::{InfoRequest, RegistrationStatus};
+use tempfile::TempDir;
+use tokio::net::{TcpListener, UnixStream};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Code, Streaming};
+
+const NODE: &str = "n1";
+const UID: &str = "0f0e7f0a-1111-4222-8333-444455556666";
+const GIB: u64 = 1 << 30;
+const SOON: Duration = Duration::from_secs(10);
+
+/// A node service with one volume group, whose free space is read from a file.
+struct Bench {
+    directory: TempDir,
+    pair: Pair,
+    address: SocketAddr,
+    paths: Paths,
+    in_progress: Arc<InProgress>,
+    stop: CancellationToken,
+    reporter: JoinHandle<()>,
+    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    _sockets: [Socket; 2],
+}
+
+impl Bench {
+    async fn start() -> Self {
+        lvprov::tls::install_crypto();
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        fs::create_dir(at("backup")).unwrap();
+        let pair = Pair::generate(1).unwrap();
+        pair.node.write(&at("node")).unwrap();
+        pair.controller.write(&at("controller")).unwrap();
+        let tls = TlsFiles::load(&at("node")).unwrap();
+
+        let free = at("free");
+        fs::write(&free, (3 * GIB).to_string()).unwrap();
+        let in_progress = Arc::new(InProgress::default());
+        let (reporter, capacity) = Reporter::new(NODE, in_progress.count(), move || {
+            let free = fs::read_to_string(&free).unwrap().parse().unwrap();
+            Ok(vec![VolumeGroup { name: VgName::parse("vg0").unwrap(), size: 8 * GIB, free, extent_size: 4 << 20 }])
+        });
+        let (locks, backup) = (at("locks"), at("backup"));
+        let reporter = tokio::spawn(async move { reporter.run(&locks, &backup).await.unwrap() });
+        let shared = Shared {
+            node_name: NODE.to_owned(),
+            lvm: Arc::new(Lvm::new(NodeConfig::default())),
+            served: Served::new(&[VgName::parse("vg0").unwrap()]),
+            pods: PodsDirectory::new(&at("kubelet")),
+            capacity,
+            in_progress: Arc::clone(&in_progress),
+        };
+
+        let stop = CancellationToken::new();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server =
+            tokio::spawn(server::serve_controller(shared.clone(), listener, tls.server_config(), stop.clone()));
+        let paths = Paths::new(&at("kubelet"));
+        let (csi, listener) = Socket::bind(&paths.csi).unwrap();
+        tokio::spawn(server::serve_kubelet(shared, listener, stop.clone()));
+        let (registration, listener) = Socket::bind(&paths.registration).unwrap();
+        let (endpoint, stopped) = (paths.csi.clone(), stop.clone());
+        tokio::spawn(async move { server::serve_registration(&endpoint, listener, stopped).await });
+        Self { directory, pair, address, paths, in_progress, stop, reporter, server, _sockets: [csi, registration] }
+    }
+
+    async fn connect(&self, tls: ClientTlsConfig) -> Result<Channel, tonic::transport::Error> {
+        let endpoint = Endpoint::from_shared(format!("https://{}", self.address)).unwrap();
+        endpoint.tls_config(tls).unwrap().connect_timeout(SOON).timeout(SOON).connect().await
+    }
+
+    /// As the controller does.
+    async fn controller(&self) -> Channel {
+        let files = TlsFiles::load(&self.directory.path().join("controller")).unwrap();
+        self.connect(files.client_config()).await.unwrap()
+    }
+
+    fn set_free(&self, bytes: u64) {
+        fs::write(self.directory.path().join("free"), bytes.to_string()).unwrap();
+        fs::write(self.directory.path().join("locks/vg-vg0.lock"), "changed\n").unwrap();
+    }
+
+    /// Whether a caller with these certificates gets an answer.
+    async fn answers(&self, tls: ClientTlsConfig) -> bool {
+        let Ok(channel) = self.connect(tls).await else { return false };
+        IdentityClient::new(channel).get_plugin_info(GetPluginInfoRequest {}).await.is_ok()
+    }
+}
+
+/// Like a controller, with someone's certificate and trusting `ca`.
+fn caller(own: Option<&Material>, ca: &str, name: &str) -> ClientTlsConfig {
+    let config = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca)).domain_name(name);
+    match own {
+        Some(own) => config.identity(Identity::from_pem(&own.certificate, &own.key)),
+        None => config,
+    }
+}
+
+async fn unix(path: &Path) -> Channel {
+    let path: PathBuf = path.to_owned();
+    Endpoint::from_static("http://localhost")
+        .connect_with_connector(tower::service_fn(move |_| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(hyper_util::rt::TokioIo::new) }
+        }))
+        .await
+        .unwrap()
+}
+
+async fn next(stream: &mut Streaming<CapacityReport>) -> Option<u64> {
+    let report = timeout(SOON, stream.message()).await.unwrap().unwrap()?;
+    assert_eq!(report.node, NODE);
+    assert_eq!(report.volume_groups.len(), 1);
+    let group = &report.volume_groups[0];
+    assert_eq!((group.name.as_str(), group.size_bytes, group.extent_bytes), ("vg0", 8 * GIB, 4 << 20));
+    Some(group.free_bytes)
+}
+
+fn topology(node: &str) -> Topology {
+    Topology { segments: HashMap::from([(TOPOLOGY_NODE.to_owned(), node.to_owned())]) }
+}
+
+fn capability() -> VolumeCapability {
+    VolumeCapability {
+        access_mode: Some(AccessMode { mode: Mode::SingleNodeWriter.into() }),
+        access_type: Some(AccessType::Mount(MountVolume::default())),
+    }
+}
+
+fn create(vg: &str, node: &str) -> CreateVolumeRequest {
+    let given = [
+        (parameters::VOLUME_GROUP, vg),
+        (parameters::PVC_NAME, "data-web-0"),
+        (parameters::PVC_NAMESPACE, "shop"),
+        (parameters::CLAIM_UID, UID),
+        (parameters::CLUSTER, "11111111-2222-4333-8444-555555555555"),
+    ];
+    CreateVolumeRequest {
+        name: format!("pvc-{UID}"),
+        capacity_range: Some(CapacityRange { required_bytes: GIB as i64, limit_bytes: 0 }),
+        volume_capabilities: vec![capability()],
+        parameters: given.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+        accessibility_requirements: Some(TopologyRequirement { requisite: vec![topology(node)], preferred: vec![] }),
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn only_the_controller_gets_an_answer() {
+    let bench = Bench::start().await;
+    let ours = &bench.pair;
+    let others = Pair::generate(1).unwrap();
+    let node_ca = &ours.controller.ca;
+    assert!(bench.answers(caller(Some(&ours.controller), node_ca, NODE_SERVER_NAME)).await);
+
+    assert!(!bench.answers(caller(None, node_ca, NODE_SERVER_NAME)).await, "no certificate");
+    assert!(!bench.answers(caller(Some(&others.controller), node_ca, NODE_SERVER_NAME)).await, "another CA");
+    assert!(!bench.answers(caller(Some(&ours.node), node_ca, NODE_SERVER_NAME)).await, "a node");
+    // The other way round: the controller does not talk to just anybody.
+    assert!(!bench.answers(caller(Some(&ours.controller), &others.controller.ca, NODE_SERVER_NAME)).await);
+    assert!(!bench.answers(caller(Some(&ours.controller), node_ca, "n1.example.com")).await);
+    // Without TLS at all.
+    let plain = Endpoint::from_shared(format!("http://{}", bench.address)).unwrap().connect().await;
+    if let Ok(channel) = plain {
+        IdentityClient::new(channel).get_plugin_info(GetPluginInfoRequest {}).await.unwrap_err();
+    }
+    // And none of these has done any harm.
+    assert!(bench.answers(caller(Some(&ours.controller), node_ca, NODE_SERVER_NAME)).await);
+}
+
+#[tokio::test]
+async fn silent_caller_does_not_keep_others_out() {
+    let bench = Bench::start().await;
+    let _silent = tokio::net::TcpStream::connect(bench.address).await.unwrap();
+    let mut identity = IdentityClient::new(bench.controller().await);
+    let info = identity.get_plugin_info(GetPluginInfoRequest {}).await.unwrap().into_inner();
+    assert_eq!(info.name, DRIVER);
+}
+
+#[tokio::test]
+async fn capacity_is_told_at_once_and_after_each_change() {
+    let bench = Bench::start().await;
+    let channel = bench.controller().await;
+    let mut admin = NodeAdminClient::new(channel.clone());
+    let mut stream = admin.watch_capacity(WatchCapacityRequest {}).await.unwrap().into_inner();
+    assert_eq!(next(&mut stream).await, Some(3 * GIB));
+    bench.set_free(2 * GIB);
+    assert_eq!(next(&mut stream).await, Some(2 * GIB));
+    let mut second = admin.watch_capacity(WatchCapacityRequest {}).await.unwrap().into_inner();
+    assert_eq!(next(&mut second).await, Some(2 * GIB));
+
+    assert_eq!(
+        IdentityClient::new(channel.clone()).probe(ProbeRequest {}).await.unwrap().into_inner().ready,
+        Some(true)
+    );
+    let mut controller = ControllerClient::new(channel);
+    let mut ask = async |vg: &str, node: &str| {
+        let request = GetCapacityRequest {
+            volume_capabilities: vec![capability()],
+            parameters: HashMap::from([(parameters::VOLUME_GROUP.to_owned(), vg.to_owned())]),
+            accessible_topology: Some(topology(node)),
+        };
+        let capacity = controller.get_capacity(request).await.unwrap().into_inner();
+        assert_eq!(capacity.maximum_volume_size, Some(capacity.available_capacity));
+        capacity.available_capacity as u64
+    };
+    assert_eq!(ask("vg0", NODE).await, 2 * GIB);
+    assert_eq!(ask("vg1", NODE).await, 0);
+    assert_eq!(ask("vg0", "n2").await, 0);
+}
+
+#[tokio::test]
+async fn stopping_ends_streams_and_waits_for_nobody() {
+    let bench = Bench::start().await;
+    let mut admin = NodeAdminClient::new(bench.controller().await);
+    let mut stream = admin.watch_capacity(WatchCapacityRequest {}).await.unwrap().into_inner();
+    assert_eq!(next(&mut stream).await, Some(3 * GIB));
+    bench.reporter.abort();
+    bench.stop.cancel();
+    assert_eq!(next(&mut stream).await, None);
+    timeout(SOON, bench.server).await.unwrap().unwrap().unwrap();
+    tokio::net::TcpStream::connect(bench.address).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn wrong_requests_are_refused_with_their_codes() {
+    let bench = Bench::start().await;
+    let mut controller = ControllerClient::new(bench.controller().await);
+
+    let status = controller.create_volume(CreateVolumeRequest::default()).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    let status = controller.create_volume(create("vg0", "n2")).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert_eq!(status.message(), "the volume is wanted on n2, this is node n1");
+    let status = controller.create_volume(create("vg1", NODE)).await.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert!(status.message().starts_with("no volume group vg1"), "{status}");
+    let mut request = create("vg0", NODE);
+    request.parameters.insert("thin".to_owned(), "yes".to_owned());
+    let status = controller.create_volume(request).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "parameter \"thin\" is not known"));
+
+    let delete = |id: &str| DeleteVolumeRequest { volume_id: id.to_owned(), ..Default::default() };
+    let status = controller.delete_volume(delete("")).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    // No volume of ours can have this id: there is nothing left to do.
+    controller.delete_volume(delete("vg0/home")).await.unwrap();
+    let status = controller.delete_volume(delete(&format!("vg1/pvc-{UID}"))).await.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition);
+
+    let validate = ValidateVolumeCapabilitiesRequest {
+        volume_id: "vg0/home".to_owned(),
+        volume_capabilities: vec![capability()],
+        ..Default::default()
+    };
+    let status = controller.validate_volume_capabilities(validate).await.unwrap_err();
+    assert_eq!(status.code(), Code::NotFound);
+    let capabilities =
+        controller.controller_get_capabilities(ControllerGetCapabilitiesRequest {}).await.unwrap().into_inner();
+    assert_eq!(capabilities.capabilities.len(), 3);
+}
+
+#[tokio::test]
+async fn volume_that_is_worked_on_is_not_worked_on_twice() {
+    let bench = Bench::start().await;
+    let mut controller = ControllerClient::new(bench.controller().await);
+    let first = bench.in_progress.begin(&format!("vg0/pvc-{UID}")).unwrap();
+    let status = controller.create_volume(create("vg0", NODE)).await.unwrap_err();
+    assert_eq!(status.code(), Code::Aborted);
+    let delete = DeleteVolumeRequest { volume_id: format!("vg0/pvc-{UID}"), ..Default::default() };
+    let status = controller.delete_volume(delete).await.unwrap_err();
+    assert_eq!(status.code(), Code::Aborted);
+    drop(first);
+}
+
+#[tokio::test]
+async fn nothing_outside_our_places_is_collected() {
+    let bench = Bench::start().await;
+    let mut admin = NodeAdminClient::new(bench.controller().await);
+    let item = Mount {
+        target: "/".to_owned(),
+        volume_group: "vg0".to_owned(),
+        logical_volume: "root".to_owned(),
+        ..Default::default()
+    };
+    let request = CollectRequest { item: Some(InventoryItem { item: Some(Item::Mount(item)) }) };
+    assert_eq!(admin.collect(request).await.unwrap_err().code(), Code::InvalidArgument);
+    let status = admin.collect(CollectRequest { item: None }).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn kubelet_finds_driver_and_node() {
+    let bench = Bench::start().await;
+    let mut registration = RegistrationClient::new(unix(&bench.paths.registration).await);
+    let info = registration.get_info(InfoRequest {}).await.unwrap().into_inner();
+    assert_eq!((info.r#type.as_str(), info.name.as_str()), ("CSIPlugin", DRIVER));
+    assert_eq!(info.supported_versions, ["1.0.0"]);
+    for status in [
+        RegistrationStatus { plugin_registered: true, error: String::new() },
+        RegistrationStatus { plugin_registered: false, error: "no".to_owned() },
+    ] {
+        registration.notify_registration_status(status).await.unwrap();
+    }
+
+    // kubelet opens the socket that it was told.
+    let channel = unix(Path::new(&info.endpoint)).await;
+    let mut node = NodeClient::new(channel.clone());
+    let info = node.node_get_info(NodeGetInfoRequest {}).await.unwrap().into_inner();
+    assert_eq!(info.node_id, NODE);
+    assert_eq!(info.accessible_topology, Some(topology(NODE)));
+    let capabilities = node.node_get_capabilities(NodeGetCapabilitiesRequest {}).await.unwrap().into_inner();
+    assert!(capabilities.capabilities.is_empty());
+    let status = node.node_publish_volume(NodePublishVolumeRequest::default()).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unimplemented);
+    // Volumes are not made from here.
+    let status = ControllerClient::new(channel).create_volume(create("vg0", NODE)).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unimplemented);
+}
