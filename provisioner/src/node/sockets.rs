@@ -24,7 +24,10 @@ impl Paths {
     pub fn new(kubelet_root: &Path) -> Self {
         Self {
             csi: kubelet_root.join("plugins").join(DRIVER).join("csi.sock"),
-            registration: kubelet_root.join("plugins_registry").join(format!("{DRIVER}-reg.sock")),
+            // kubelet sends the percent-encoded path as the authority of its
+            // calls, and only what stands before an @ may be encoded there:
+            // without one, every call ends with PROTOCOL_ERROR.
+            registration: kubelet_root.join("plugins_registry").join(format!("{DRIVER}@reg.sock")),
         }
     }
 }
@@ -100,7 +103,7 @@ mod tests {
     fn paths_are_those_that_kubelet_knows() {
         let paths = Paths::new(Path::new("/var/lib/kubelet"));
         assert_eq!(paths.csi, Path::new("/var/lib/kubelet/plugins/lvm.lvprov.io/csi.sock"));
-        assert_eq!(paths.registration, Path::new("/var/lib/kubelet/plugins_registry/lvm.lvprov.io-reg.sock"));
+        assert_eq!(paths.registration, Path::new("/var/lib/kubelet/plugins_registry/lvm.lvprov.io@reg.sock"));
     }
 
     #[tokio::test]
