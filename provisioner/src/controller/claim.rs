@@ -25,9 +25,10 @@ use super::error::{Doing, Error, already_exists, is_conflict, is_not_found};
 use super::events::Reason;
 use super::names::{SELECTED_NODE, STORAGE_PROVISIONER, volume_of};
 use super::nodes::{News, Reached, explain};
+use super::placement::{self, Fit};
+use super::resize;
 use super::validate::{Request, class_name, validate};
 use super::volume::{Made, build};
-use super::{placement, resize};
 use crate::names::{DRIVER, TOPOLOGY_NODE, parameters};
 
 /// For one call that makes a logical volume.
@@ -82,12 +83,20 @@ pub async fn reconcile(claim: Arc<PersistentVolumeClaim>, ctx: Arc<Context>) -> 
     };
     match selected_node(&claim) {
         Some(node) => provision(&claim, &class, &request, node, &ctx).await,
-        None => {
-            if let Some(note) = placement::fits_nowhere(&request, &ctx.nodes.views()) {
-                ctx.events.tell(&*claim, Reason::NoNodeHasRoom, note).await;
-            }
-            Ok(Action::await_change())
-        }
+        None => Ok(unplaced(&claim, &request, &ctx).await),
+    }
+}
+
+/// The scheduler has chosen no node yet: says so where it cannot.
+async fn unplaced(claim: &PersistentVolumeClaim, request: &Request, ctx: &Context) -> Action {
+    match placement::fit(request, &ctx.nodes.views(), ctx.patience) {
+        Fit::Somewhere | Fit::Unknown(None) => Action::await_change(),
+        Fit::Unknown(Some(again)) => Action::requeue(again),
+        // What is free changes often, and so does the text.
+        Fit::Nowhere(note) => match ctx.events.tell_seldom(claim, Reason::NoNodeHasRoom, note).await {
+            None => Action::await_change(),
+            Some(again) => Action::requeue(again),
+        },
     }
 }
 
@@ -101,6 +110,10 @@ async fn provision(
     let uid = claim.uid().unwrap_or_default();
     if let Some(volume) = ctx.volumes.get(&ObjectRef::new(&volume_of(&uid))) {
         return known(claim, &volume, ctx).await;
+    }
+    // The watch may bring our own PV later than the claim's next change.
+    if let Some(left) = ctx.published.left(&uid) {
+        return Ok(Action::requeue(left));
     }
     if !node_exists(node, ctx).await? {
         let note =

@@ -1,7 +1,8 @@
 //! What all reconciliations share.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
@@ -32,7 +33,34 @@ pub struct Context {
     pub volumes: Store<PersistentVolume>,
     /// What has failed lately, by UID.
     pub failures: Failures,
+    /// The claims whose PVs were made a moment ago.
+    pub published: Published,
     /// How long a selected node may be out of reach before its claim is handed
     /// back to the scheduler.
     pub patience: Duration,
+}
+
+/// How long the watch may take to bring a PV that was made here.
+const WATCH_LAG: Duration = Duration::from_secs(15);
+
+/// Claims whose PVs were made here a moment ago, by UID: asking the node for
+/// their volumes again would only cost it a look at its disks.
+#[derive(Debug, Default)]
+pub struct Published {
+    at: Mutex<HashMap<String, Instant>>,
+}
+
+impl Published {
+    /// A PV has been made for the claim.
+    pub fn note(&self, claim_uid: String) {
+        let mut at = self.at.lock().unwrap_or_else(PoisonError::into_inner);
+        at.retain(|_, at| at.elapsed() < WATCH_LAG);
+        at.insert(claim_uid, Instant::now());
+    }
+
+    /// For how long the claim's PV may still be on its way. None: it is not.
+    pub fn left(&self, claim_uid: &str) -> Option<Duration> {
+        let at = self.at.lock().unwrap_or_else(PoisonError::into_inner);
+        WATCH_LAG.checked_sub(at.get(claim_uid)?.elapsed())
+    }
 }

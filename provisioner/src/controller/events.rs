@@ -1,7 +1,7 @@
 //! Events on claims and PVs: what users are told, and that it is told once.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -15,6 +15,9 @@ use crate::names::DRIVER;
 /// of an Event for six minutes, so after this it counts up instead of
 /// appearing a second time.
 const QUIET: Duration = Duration::from_secs(5 * 60);
+
+/// A text that keeps changing is sent again only after this time.
+const SELDOM: Duration = Duration::from_secs(60);
 
 /// The API server takes notes of less than 1 KiB.
 const LONGEST_NOTE: usize = 1000;
@@ -124,6 +127,33 @@ impl Events {
         self.tell_reference(&reference, reason, note).await;
     }
 
+    /// As [`Events::tell`], for texts that keep changing: where an earlier one
+    /// is fresh, this one is not sent, and the time is given after which it is
+    /// worth telling.
+    pub async fn tell_seldom<K>(&self, object: &K, reason: Reason, note: String) -> Option<Duration>
+    where
+        K: Resource<DynamicType = ()>,
+    {
+        let reference = object.object_ref(&());
+        let note = shortened(note);
+        if let Some(left) = self.too_fresh(&reference, reason, &note) {
+            return Some(left);
+        }
+        self.tell_reference(&reference, reason, note).await;
+        None
+    }
+
+    /// How long an Event with another text will be fresh.
+    fn too_fresh(&self, reference: &ObjectReference, reason: Reason, note: &str) -> Option<Duration> {
+        let told = self.told();
+        let earlier = told.get(&(reference.uid.clone().unwrap_or_default(), reason))?;
+        (earlier.note != note).then(|| SELDOM.checked_sub(earlier.at.elapsed()))?
+    }
+
+    fn told(&self) -> MutexGuard<'_, HashMap<(String, Reason), Told>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn tell_reference(&self, reference: &ObjectReference, reason: Reason, note: String) {
         let note = shortened(note);
         let Some(recorder) = self.recorder_for(reference, reason, &note) else {
@@ -148,7 +178,7 @@ impl Events {
     fn recorder_for(&self, reference: &ObjectReference, reason: Reason, note: &str) -> Option<Recorder> {
         let uid = reference.uid.clone().unwrap_or_default();
         let now = Instant::now();
-        let mut told = self.told.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut told = self.told();
         told.retain(|_, earlier| now.duration_since(earlier.at) < 2 * QUIET);
         let key = (uid, reason);
         let recorder = match told.get(&key) {
@@ -197,6 +227,17 @@ mod tests {
         assert!(tell("a", Reason::NotEnoughSpace, "2 GiB missing"));
         assert!(tell("a", Reason::NodeGone, "1 GiB missing"));
         assert!(tell("b", Reason::NotEnoughSpace, "1 GiB missing"));
+    }
+
+    #[tokio::test]
+    async fn a_text_that_keeps_changing_is_held_back() {
+        let events = events();
+        let fresh = |note| events.too_fresh(&on("a"), Reason::NoNodeHasRoom, note).is_some();
+        assert!(!fresh("1 GiB free"));
+        events.recorder_for(&on("a"), Reason::NoNodeHasRoom, "1 GiB free");
+        assert!(fresh("2 GiB free"));
+        // The very same text is not held back for later: it was told.
+        assert!(!fresh("1 GiB free"));
     }
 
     #[test]

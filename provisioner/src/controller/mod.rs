@@ -41,7 +41,7 @@ use tracing::{debug, error, info, warn};
 use crate::names::{NAMESPACE, NODE_PORT};
 use crate::tls::{TlsError, TlsFiles};
 use crate::with_causes;
-use context::Context;
+use context::{Context, Published};
 use error::{Error, Failures};
 use events::Events;
 use lease::Election;
@@ -176,6 +176,7 @@ async fn act(args: &Args, client: Client, tls: TlsFiles, identity: String) -> Re
         claims: claim_controller.store(),
         volumes: volume_controller.store(),
         failures: Failures::default(),
+        published: Published::default(),
         patience,
         client: client.clone(),
     });

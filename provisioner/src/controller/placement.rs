@@ -1,6 +1,8 @@
 //! Whether any node has the room that a claim needs, and if not, how much is
 //! missing where. Pure.
 
+use std::time::Duration;
+
 use lvm::size::{human, round_up};
 
 use super::nodes::{State, View};
@@ -9,40 +11,59 @@ use super::validate::Request;
 /// How many nodes a text names at most.
 const NAMED: usize = 5;
 
-/// Why the claim fits on no node, for its Event. None where it fits somewhere,
-/// or where not enough is known to say.
-pub fn fits_nowhere(request: &Request, nodes: &[View]) -> Option<String> {
+/// Where a claim fits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fit {
+    /// On some node.
+    Somewhere,
+    /// On none; why, for its Event.
+    Nowhere(String),
+    /// Some node has not answered yet. If none of that changes, it is worth
+    /// another look after this time.
+    Unknown(Option<Duration>),
+}
+
+/// Looks for a node that has the room. A node that does not answer counts as
+/// unknown for the time of `patience`, and not at all after that.
+pub fn fit(request: &Request, nodes: &[View], patience: Duration) -> Fit {
     let group = request.volume_group.as_str();
     if nodes.is_empty() {
-        return Some(format!(
+        return Fit::Nowhere(format!(
             "no node has an lvprov node service yet, so nothing can be made in volume group {group}. \
              Look at the pods of DaemonSet lvprov-node"
         ));
     }
     let mut short = Vec::new();
     let mut silent = Vec::new();
+    let mut unknown = None;
     for node in nodes {
         match &node.state {
-            State::Connecting => return None,
-            State::Down { .. } => silent.push(node.name.as_str()),
+            State::Connecting => unknown = unknown.or(Some(None)),
+            State::Down { since, .. } => match patience.saturating_sub(since.elapsed()) {
+                Duration::ZERO => silent.push(node.name.as_str()),
+                left => unknown = Some(Some(left)),
+            },
             State::Up(_) => {
                 let Some(found) = node.group(group) else {
                     continue;
                 };
                 let needed = round_up(request.bytes, found.extent.max(1)).unwrap_or(u64::MAX);
                 match needed.checked_sub(found.free) {
-                    None | Some(0) => return None,
+                    None | Some(0) => return Fit::Somewhere,
                     Some(missing) => short.push((missing, found.free, node.name.as_str())),
                 }
             }
         }
     }
+    if let Some(again) = unknown {
+        return Fit::Unknown(again);
+    }
     let silence = match silent.as_slice() {
         [] => String::new(),
-        names => format!(" Not counted: {}, which do not answer.", listed(names.iter().copied())),
+        names => format!(" Not counted, since they do not answer: {}.", listed(names.iter().copied())),
     };
     if short.is_empty() {
-        return Some(format!(
+        return Fit::Nowhere(format!(
             "no node has volume group {group}.{silence} Make it on a node (vgcreate), or use a \
              StorageClass with a volumeGroup that `lvprov capacity` shows"
         ));
@@ -54,7 +75,7 @@ pub fn fits_nowhere(request: &Request, nodes: &[View]) -> Option<String> {
             .iter()
             .map(|(missing, free, name)| format!("{name} has {} free, {} missing", human(*free), human(*missing))),
     );
-    Some(format!(
+    Fit::Nowhere(format!(
         "{} in volume group {group} fit on no node: {nodes}.{silence} Ask for less, delete volumes, or \
          add a disk to the volume group (vgextend)",
         human(request.bytes)
@@ -80,6 +101,15 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    fn nowhere(request: &Request, nodes: &[View]) -> String {
+        match fit(request, nodes, PATIENCE) {
+            Fit::Nowhere(why) => why,
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn request(bytes: u64) -> Request {
         Request {
             volume_group: VgName::parse("vg0").unwrap(),
@@ -98,51 +128,57 @@ mod tests {
         node(name, State::Up(vec![Group { name: group.into(), size: 100 * GIB, free, extent: 4 << 20 }]))
     }
 
-    fn down(name: &str) -> View {
-        let since = Instant::now();
+    fn down(name: &str, ago: u64) -> View {
+        let since = Instant::now().checked_sub(Duration::from_secs(ago)).unwrap();
         node(name, State::Down { since, why: "refused".into() })
     }
 
     #[test]
     fn nothing_is_said_where_it_fits() {
         let nodes = [up("a", "vg0", GIB), up("b", "vg0", 2 * GIB)];
-        assert_eq!(fits_nowhere(&request(2 * GIB), &nodes), None);
+        assert_eq!(fit(&request(2 * GIB), &nodes, PATIENCE), Fit::Somewhere);
     }
 
     #[test]
     fn a_volume_is_whole_extents() {
         let nodes = [up("a", "vg0", 2 * GIB)];
-        let text = fits_nowhere(&request(2 * GIB + 1), &nodes).unwrap();
+        let text = nowhere(&request(2 * GIB + 1), &nodes);
         assert!(text.contains("a has 2 GiB free, 4 MiB missing"), "{text}");
     }
 
     #[test]
     fn what_is_missing_where_the_nearest_miss_first() {
         let nodes = [up("a", "vg0", GIB), up("b", "vg0", 2 * GIB), up("c", "other", 9 * GIB)];
-        let text = fits_nowhere(&request(4 * GIB), &nodes).unwrap();
+        let text = nowhere(&request(4 * GIB), &nodes);
         assert!(text.contains("b has 2 GiB free, 2 GiB missing; a has 1 GiB free, 3 GiB missing."), "{text}");
     }
 
     #[test]
     fn many_nodes_are_summed_up() {
         let nodes: Vec<_> = (0..9).map(|i| up(&format!("n{i}"), "vg0", i)).collect();
-        let text = fits_nowhere(&request(GIB), &nodes).unwrap();
+        let text = nowhere(&request(GIB), &nodes);
         assert!(text.contains("; and 4 more"), "{text}");
         assert!(text.len() < 1000, "{text}");
     }
 
     #[test]
     fn no_node_has_the_group() {
-        let text = fits_nowhere(&request(GIB), &[up("a", "other", 9 * GIB)]).unwrap();
+        let text = nowhere(&request(GIB), &[up("a", "other", 9 * GIB)]);
         assert!(text.contains("no node has volume group vg0"), "{text}");
-        assert!(fits_nowhere(&request(GIB), &[]).unwrap().contains("DaemonSet"));
+        assert!(nowhere(&request(GIB), &[]).contains("DaemonSet"));
     }
 
     #[test]
-    fn silent_nodes_are_told_of_and_unknown_ones_waited_for() {
-        let text = fits_nowhere(&request(4 * GIB), &[up("a", "vg0", GIB), down("b")]).unwrap();
-        assert!(text.contains("Not counted: b"), "{text}");
-        let nodes = [up("a", "vg0", GIB), node("b", State::Connecting)];
-        assert_eq!(fits_nowhere(&request(4 * GIB), &nodes), None);
+    fn silent_nodes_are_waited_for_and_then_told_of() {
+        let text = nowhere(&request(4 * GIB), &[up("a", "vg0", GIB), down("b", 31)]);
+        assert!(text.contains("do not answer: b."), "{text}");
+        let connecting = [up("a", "vg0", GIB), node("b", State::Connecting)];
+        assert_eq!(fit(&request(4 * GIB), &connecting, PATIENCE), Fit::Unknown(None));
+        let Fit::Unknown(Some(again)) = fit(&request(4 * GIB), &[down("b", 20), up("a", "vg0", GIB)], PATIENCE) else {
+            panic!("not waited for");
+        };
+        assert!(again > Duration::from_secs(5) && again <= Duration::from_secs(10), "{again:?}");
+        // What is known to fit need not wait.
+        assert_eq!(fit(&request(GIB), &[down("b", 1), up("a", "vg0", GIB)], PATIENCE), Fit::Somewhere);
     }
 }
