@@ -28,7 +28,7 @@ fn grows(cluster: &Cluster) -> Result<()> {
     request(&space, "c", "2Gi")?;
     space.wait("pvc/c", "jsonpath={.status.capacity.storage}=2Gi")?;
     ensure!(volume_size(cluster, "n1", &pv)? == 2 << 30);
-    let blocks: u64 = space.exec("p", "df -k /v0 | tail -1 | awk '{print $2}'")?.trim().parse()?;
+    let blocks: u64 = space.exec("p", "df -kP /v0 | tail -1 | awk '{print $2}'")?.trim().parse()?;
     ensure!(blocks > 1_900_000, "the file system has {blocks} KiB");
     ensure!(space.exec("p", "cat /v0/file")? == "kept");
     space.end()

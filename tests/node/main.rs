@@ -4,6 +4,7 @@ mod bad_input;
 mod counts;
 mod data;
 mod logs;
+mod service;
 
 use anyhow::Result;
 use lvprov_tests::Test;
@@ -18,6 +19,7 @@ fn main() {
     tests.extend(counts::TESTS);
     tests.extend(data::TESTS);
     tests.extend(logs::TESTS);
+    tests.extend(service::TESTS);
     lvprov_tests::run(&tests, || {
         let node = Node::boot()?;
         node.write_file("/etc/lvprov/node.json", format!(r#"{{"commandLog":"{COMMANDS}"}}"#))?;

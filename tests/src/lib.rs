@@ -52,6 +52,9 @@ pub fn run<T: Send + Sync + 'static>(tests: &[Test<T>], make: impl FnOnce() -> R
         })
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
+    if conclusion.has_failed() {
+        xtask::testbed::keep_logs();
+    }
     drop(shared);
     conclusion.exit()
 }

@@ -57,7 +57,7 @@ impl<'a> Space<'a> {
         let selector = node.map_or(String::new(), |n| format!("nodeSelector: {{kubernetes.io/hostname: {n}}}, "));
         format!(
             "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: {ns}}}, spec: {{{selector}\
-             terminationGracePeriodSeconds: 0, containers: [{{name: c, image: 'lvprov.io/busybox:latest', \
+             terminationGracePeriodSeconds: 1, containers: [{{name: c, image: 'lvprov.io/busybox:latest', \
              imagePullPolicy: Never, command: [sleep, '100000'], volumeMounts: [{mounts}]}}], volumes: [{list}]}}}}",
             ns = self.name,
             mounts = mounts.join(", "),

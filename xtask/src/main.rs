@@ -7,6 +7,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::commands::cluster::ClusterCommand;
+use xtask::commands::demo::DemoCommand;
+use xtask::commands::image::ImageCommand;
 use xtask::commands::node::NodeCommand;
 use xtask::commands::test::TestCommand;
 use xtask::progress::step;
@@ -27,6 +29,10 @@ enum Command {
     /// A Kubernetes cluster that stays between commands.
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// Show all that lvprov does on a real Kubernetes with two nodes.
+    Demo(DemoCommand),
+    /// Build the container image that lvprov is installed from.
+    Image(ImageCommand),
     /// Run all tests, from unit tests to end-to-end ones.
     Test(TestCommand),
     /// Install and build what the test bed needs, so that later commands start in seconds.
@@ -70,6 +76,8 @@ fn run(command: Command) -> Result<u8> {
     match command {
         Command::Node(node) => return commands::node::run(&node),
         Command::Cluster(cluster) => return commands::cluster::run(cluster),
+        Command::Demo(demo) => commands::demo::run(&demo)?,
+        Command::Image(image) => commands::image::run(&image)?,
         Command::Test(test) => return commands::test::run(&test),
         Command::Setup => {
             setup::for_cluster()?;

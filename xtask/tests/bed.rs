@@ -1,6 +1,8 @@
 //! What the test bed promises: real LVM, power cuts that are power cuts, and
 //! nothing left behind.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -18,7 +20,7 @@ static CLUSTER: Shared = Shared::new(ClusterOptions::default, |_| Ok(()));
 
 fn main() -> ExitCode {
     let trial = |name, test: fn() -> Result<()>| {
-        Trial::test(name, move || test().map_err(|error| Failed::from(format!("{error:?}"))))
+        Trial::test(name, move || test().map_err(|error| Failed::from(format!("{error:#}"))))
             .with_ignored_flag(!is_asked_for())
     };
     // One after the other: each wants the machine's few cores for itself.
@@ -177,7 +179,7 @@ fn pods_run_log_and_reach_the_api() -> Result<()> {
     cluster.wait("pod/hello", "condition=Ready", Duration::from_secs(60))?;
     ensure!(cluster.kubectl(["logs", "hello"])? == "hello");
     ensure!(cluster.kubectl_output(["exec", "hello", "--", "sh", "-c", "exit 3"])?.status == 3);
-    cluster.kubectl(["exec", "hello", "--", "nc", "-z", "-w", "5", "10.96.0.1", "443"])?;
+    cluster.kubectl(["exec", "hello", "--", "nc", "-w", "5", "10.96.0.1", "443", "-e", "true"])?;
     let event = cluster.wait_event("default", "Pod", "hello", Duration::from_secs(20), |e| e.reason == "Started")?;
     ensure!(event.kind == "Normal", "{event:?}");
     let pod = cluster.get_json("pod hello")?;
@@ -206,5 +208,9 @@ fn a_cluster_node_comes_back_after_a_power_cut() -> Result<()> {
     node.power_cut()?;
     node.power_on()?;
     cluster.watch("node n2", Duration::from_secs(60), |node| node["status"]["nodeInfo"]["bootID"] != before)?;
+    ensure!(
+        cluster.get_json("node n1")?["status"]["nodeInfo"]["machineID"]
+            != cluster.get_json("node n2")?["status"]["nodeInfo"]["machineID"]
+    );
     cluster.wait("node/n2", "condition=Ready", Duration::from_secs(60))
 }

@@ -48,7 +48,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn answer(mut stream: TcpStream, processes: &Processes) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let (kind, data) = read_frame(&mut stream)?;
+    let (kind, data) = match read_frame(&mut stream) {
+        Ok(frame) => frame,
+        // Somebody only looked whether we answer.
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+        Err(error) => return Err(error),
+    };
     if kind != Kind::Request {
         return Err(io::Error::other("the first frame is no request"));
     }

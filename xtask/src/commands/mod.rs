@@ -1,5 +1,7 @@
 //! One module a command.
 
 pub mod cluster;
+pub mod demo;
+pub mod image;
 pub mod node;
 pub mod test;

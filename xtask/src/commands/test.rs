@@ -149,14 +149,18 @@ fn targets() -> Result<Vec<(String, String)>> {
 }
 
 fn cargo_test(arguments: &[&str], filter: Option<&str>, nodes: bool) -> Result<Count> {
-    let mut child = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    if nodes {
+        cargo.env("LVPROV_TESTBED", "1").env("LVPROV_XTASK", xtask_binary()?);
+    } else {
+        cargo.env_remove("LVPROV_TESTBED");
+    }
+    let mut child = cargo
         .current_dir(paths::repository())
         .args(["test", "--no-fail-fast"])
         .args(arguments)
         .args(filter)
         .env("CARGO_TERM_COLOR", "never")
-        .env("LVPROV_TESTBED", if nodes { "1" } else { "0" })
-        .env("LVPROV_XTASK", xtask_binary()?)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

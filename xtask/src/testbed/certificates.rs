@@ -38,7 +38,7 @@ impl Pki {
     ///
     /// # Errors
     /// When a file cannot be written.
-    pub fn create(directory: PathBuf, addresses: &[Ipv4Addr], nodes: &[String]) -> Result<Self> {
+    pub fn create(directory: PathBuf, addresses: &[Ipv4Addr], nodes: &[(String, Ipv4Addr)]) -> Result<Self> {
         fs::create_dir_all(&directory)?;
         let pki = Self { directory };
 
@@ -70,7 +70,15 @@ impl Pki {
         fs::write(pki.file("service-accounts.pub"), accounts.public_key_pem())?;
 
         let mut tokens = String::new();
-        let nodes = nodes.iter().map(|node| (node.clone(), format!("system:node:{node}"), "system:nodes".to_string()));
+        for (node, address) in nodes {
+            // kubelet would make its own, and not start again where a power cut spoils that.
+            let mut server = parameters(node, None);
+            server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+            server.subject_alt_names.push(SanType::IpAddress((*address).into()));
+            pki.issue(node, server, &issuer)?;
+        }
+        let nodes =
+            nodes.iter().map(|(node, _)| (node.clone(), format!("system:node:{node}"), "system:nodes".to_string()));
         let fixed = [ADMIN, CONTROLLER_MANAGER, SCHEDULER].map(|Identity(a, b, c)| (a.into(), b.into(), c.into()));
         for (name, user, group) in fixed.into_iter().chain(nodes) {
             let token = token()?;

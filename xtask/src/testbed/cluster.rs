@@ -82,7 +82,7 @@ impl Cluster {
         let kubernetes = kubernetes::binary();
         let life = if options.detached { Life::Detached } else { Life::Tied };
         let sandbox = Sandbox::start(&options.name, life)?;
-        let names: Vec<String> = (1..=options.nodes).map(|number| format!("n{number}")).collect();
+        let names: Vec<_> = (1..=options.nodes).map(|number| (format!("n{number}"), node_address(number))).collect();
         let pki = Pki::create(sandbox.directory().join("pki"), &[BRIDGE, SERVICE, Ipv4Addr::LOCALHOST], &names);
         let cluster = Self {
             control: Machine::new("control plane", sandbox.agent().clone()),
@@ -290,7 +290,9 @@ impl Cluster {
         // The socket is there before the service answers.
         node.sh(&format!(
             "n=0; until ctr -n k8s.io version >/dev/null 2>&1; do n=$((n+1)); [ $n -lt 100 ]; sleep 0.2; done\n\
-             ctr -n k8s.io images import {} >/dev/null",
+             ctr -n k8s.io images import {} >/dev/null\n\
+             # containerd leaves that to time, and a power cut may come first.\n\
+             sync",
             archive.display()
         ))?;
         Ok(())

@@ -77,6 +77,7 @@ pub fn apiserver(kubernetes: &Path, pki: &Pki) -> Command {
             "--allow-privileged=true".into(),
             flag("kubelet-client-certificate", pki.file("kubelet-client.crt")),
             flag("kubelet-client-key", pki.file("kubelet-client.key")),
+            flag("kubelet-certificate-authority", pki.file("ca.crt")),
             "--kubelet-preferred-address-types=InternalIP".into(),
         ],
     )
@@ -142,6 +143,8 @@ pub fn node_files(pki: &Pki, number: u8) -> Vec<(&'static str, String)> {
             "x509": {"clientCAFile": pki.file("ca.crt")},
         },
         "authorization": {"mode": "Webhook"},
+        "tlsCertFile": pki.file(&format!("n{number}.crt")),
+        "tlsPrivateKeyFile": pki.file(&format!("n{number}.key")),
         "resolvConf": "",
         // Nobody answers there; without one, each pod gets a warning.
         "clusterDNS": ["10.96.0.10"],

@@ -153,7 +153,8 @@ impl Guest {
             "quiet".into(),
             format!("umid={}", self.options.name),
             format!("uml_dir={}", self.directory.display()),
-            format!("vec0:transport=tap,ifname={},depth=128,mac={}", self.tap(), self.mac()),
+            // gro: without it the guest loses what the bridge sends in large segments.
+            format!("vec0:transport=tap,ifname={},depth=128,gro=1,mac={}", self.tap(), self.mac()),
             "con0=null,fd:1".into(),
             "con=null".into(),
             "ssl=null".into(),
@@ -224,9 +225,19 @@ impl Guest {
     /// # Errors
     /// When its processes cannot be ended.
     pub fn power_cut(&mut self, sandbox: &Sandbox) -> Result<()> {
-        if let Some(pid) = self.pid.take() {
-            sandbox.agent().end(pid)?;
+        let Some(pid) = self.pid else { return Ok(()) };
+        // The child of `unshare`: process 1 of the guest's namespace. Its parent
+        // ends after it, and so after all that was in there.
+        let control = Machine::new("sandbox", sandbox.agent().clone());
+        control.sh(&format!("kill -9 $(cat /proc/{pid}/task/{pid}/children)"))?;
+        let start = Instant::now();
+        while sandbox.agent().status(pid)?.is_none() {
+            if start.elapsed() > Duration::from_secs(20) {
+                bail!("node {} still runs after its power was cut", self.options.name);
+            }
+            thread::sleep(Duration::from_millis(5));
         }
+        self.pid = None;
         Ok(())
     }
 

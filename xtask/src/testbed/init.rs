@@ -38,7 +38,7 @@ pub fn script(options: &GuestOptions, xtask: &str, logs: &str) -> String {
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8
 fail() {{ echo "INIT FAILED: $*"; halt -f; }}
 mount -t proc proc /proc
-mount -t devtmpfs devtmpfs /dev
+[ -e /dev/ubda ] || mount -t devtmpfs devtmpfs /dev
 mount -t tmpfs tmpfs /mnt
 mkdir -p /mnt/lib/modules /mnt/disk
 ln -s /usr/lib/uml/modules/* /mnt/lib/modules/
@@ -51,7 +51,7 @@ mount -t overlay -o lowerdir=/,upperdir=/mnt/disk/upper,workdir=/mnt/disk/work o
 cd /mnt/root
 mount -t proc proc proc
 mount -t sysfs sysfs sys
-mount --move /dev dev
+mount -n --move /dev dev
 mkdir -p dev/pts dev/shm mnt/old
 mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts dev/pts
 mount -t tmpfs tmpfs dev/shm
@@ -71,6 +71,8 @@ ln -sfn /proc/self/fd /dev/fd
 ln -sfn /run/lock /var/lock 2>/dev/null
 hostname {name}
 echo {name} > /etc/hostname
+[ -f /etc/testbed-node ] || tr -d - < /proc/sys/kernel/random/uuid > /etc/machine-id
+: > /etc/testbed-node
 echo "127.0.0.1 localhost {name}" > /etc/hosts
 : > /etc/fstab
 ip link set lo up

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use super::output::Output;
+use super::output::{Output, shortened};
 use crate::agent::Command;
 use crate::agent::client::{Agent, AgentError, Input};
 
@@ -106,6 +106,7 @@ impl Machine {
         match exit {
             Ok(exit) => Ok(Output { command: command.line(), stdout, stderr, status: exit.shell_code() }),
             Err(error @ AgentError::TimedOut { .. }) => {
+                let (stdout, stderr) = (shortened(&stdout), shortened(&stderr));
                 bail!("{}: {error}\n--- stdout so far\n{stdout}\n--- stderr so far\n{stderr}", self.name)
             }
             Err(error) => Err(anyhow::Error::new(error).context(format!("on {}", self.name))),

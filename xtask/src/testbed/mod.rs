@@ -1,6 +1,7 @@
 //! Nodes and clusters to test on.
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::paths;
 use crate::progress::say;
@@ -26,6 +27,14 @@ pub use node::{Node, NodeOptions};
 pub use output::Output;
 pub use shared::{Shared, is_asked_for};
 
+static KEEP_LOGS: AtomicBool = AtomicBool::new(false);
+
+/// From now on, nodes and clusters that end leave their logs behind, and tell
+/// where: called when a test has failed.
+pub fn keep_logs() {
+    KEEP_LOGS.store(true, Ordering::Relaxed);
+}
+
 /// Ends a sandbox; keeps its logs, and says where, when a test failed.
 pub(crate) fn finish(sandbox: &Sandbox, failed: bool) {
     let directory = sandbox.directory().to_path_buf();
@@ -36,7 +45,9 @@ pub(crate) fn finish(sandbox: &Sandbox, failed: bool) {
         say(format!("{error:#}"));
         return;
     }
-    if failed && let Some(name) = directory.file_name() {
+    if (failed || KEEP_LOGS.load(Ordering::Relaxed))
+        && let Some(name) = directory.file_name()
+    {
         let kept = paths::kept_logs().join(name);
         let moved = fs::create_dir_all(paths::kept_logs()).and_then(|()| fs::rename(&directory, &kept));
         say(match moved {

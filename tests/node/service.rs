@@ -1,0 +1,466 @@
+//! The node service on real LVM, called as the controller calls it.
+
+use crate::{COMMANDS, kinds, uid};
+use anyhow::{Context, Result, bail, ensure};
+use lvprov_tests::Test;
+use lvprov_tests::driver::Call;
+use serde_json::Value;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+use xtask::testbed::Node;
+
+pub const TESTS: [Test<Node>; 13] = [
+    ("service::a_creation_is_one_change_and_one_report", one_creation),
+    ("service::the_same_request_is_the_same_volume", same_request),
+    ("service::a_volume_in_use_anywhere_is_not_removed", in_use),
+    ("service::what_is_not_ours_is_left", not_ours),
+    ("service::changes_by_driver_and_admin_are_reported", reported),
+    ("service::an_idle_node_runs_nothing", idle),
+    ("service::works_on_the_host_from_inside_a_container", in_container),
+    ("service::a_call_given_up_goes_on_and_is_found_again", given_up),
+    ("service::killed_during_twenty_creations_it_makes_twenty", killed),
+    ("service::told_to_stop_it_finishes_and_leaves_kubelet", stopped),
+    ("service::inventory_shows_everything_of_ours", inventory),
+    ("service::collect_removes_what_it_is_told_and_no_more", collect),
+    ("service::log_volumes_are_mounted_again_after_a_reboot", logs_after_reboot),
+];
+
+const MIB: u64 = 1 << 20;
+const SIZE: &str = "335544320";
+const LOG: &str = "/run/lvprov-node.log";
+const REGISTRATION: &str = "/var/lib/kubelet/plugins_registry/lvm.lvprov.io-reg.sock";
+
+/// A running `lvprov node`; killed when dropped.
+struct Service<'a> {
+    node: &'a Node,
+}
+
+impl<'a> Service<'a> {
+    fn start(node: &'a Node) -> Result<Self> {
+        Self::start_in(node, "", "--tls-dir /run/lvprov-tls/node")
+    }
+
+    /// `before`: shell commands of its container. `options`: further ones.
+    fn start_in(node: &'a Node, before: &str, options: &str) -> Result<Self> {
+        let run = format!(
+            "{before}\necho $$ > /run/lvprov-node.pid\n\
+             exec lvprov node --node-name n1 {options}\n"
+        );
+        node.write_file("/run/lvprov-node.sh", run)?;
+        node.sh(&format!(
+            "test -d /run/lvprov-tls || lvprov certificates --directory /run/lvprov-tls\n\
+             rm -f /run/lvprov-node.status\n\
+             setsid sh -c '{} > {LOG} 2>&1; echo $? > /run/lvprov-node.status' < /dev/null > /dev/null 2>&1 &",
+            if before.is_empty() { "sh /run/lvprov-node.sh" } else { "unshare -m -i sh /run/lvprov-node.sh" }
+        ))?;
+        let service = Self { node };
+        let begun = Instant::now();
+        // It answers only after its first report.
+        while !service.call(&["watch", "1"]).is_ok_and(|answers| answers[0]["vg"] == "vg0") {
+            if begun.elapsed() > Duration::from_secs(30) {
+                bail!("the node service does not answer:\n{}", node.read_file(LOG).unwrap_or_default());
+            }
+            sleep(Duration::from_millis(100));
+        }
+        Ok(service)
+    }
+
+    fn call(&self, args: &[&str]) -> Result<Vec<Value>> {
+        let mut argv = vec![env!("CARGO_BIN_EXE_node-call")];
+        argv.extend(args);
+        let output = self.node.exec(argv)?;
+        let answers = output.stdout.lines().map(|line| Ok(serde_json::from_str(line)?)).collect::<Result<Vec<_>>>();
+        let answers = answers.with_context(|| format!("{}{}", output.stdout, output.stderr))?;
+        ensure!(output.success() || !answers.is_empty(), "{}", output.stderr);
+        Ok(answers)
+    }
+
+    /// One answer.
+    fn ask(&self, args: &[&str]) -> Result<Value> {
+        let mut answers = self.call(args)?;
+        ensure!(answers.len() == 1, "{answers:?}");
+        Ok(answers.remove(0))
+    }
+
+    fn create(&self, uid: &str) -> Result<()> {
+        let answer = self.ask(&["create", uid, SIZE])?;
+        ensure!(answer["id"] == format!("vg0/pvc-{uid}") && answer["bytes"] == 320 * MIB, "{answer}");
+        Ok(())
+    }
+
+    fn delete(&self, uid: &str) -> Result<Value> {
+        self.ask(&["delete", &format!("vg0/pvc-{uid}")])
+    }
+
+    fn free(&self) -> Result<u64> {
+        self.ask(&["watch", "1"])?["free"].as_u64().context("free")
+    }
+
+    /// Waits until capacity is reported like this.
+    fn until_free(&self, free: u64) -> Result<()> {
+        let begun = Instant::now();
+        loop {
+            let now = self.free()?;
+            if now == free {
+                return Ok(());
+            }
+            ensure!(begun.elapsed() < Duration::from_secs(10), "{now} B are reported as free, not {free} B");
+            sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn pid(&self) -> Result<String> {
+        Ok(self.node.read_file("/run/lvprov-node.pid")?.trim().to_owned())
+    }
+
+    /// SIGTERM; gives the exit status.
+    fn stop(self) -> Result<String> {
+        self.node.run(["kill", &self.pid()?])?;
+        self.status()
+    }
+
+    fn status(&self) -> Result<String> {
+        self.node.sh(
+            "for i in $(seq 300); do test -s /run/lvprov-node.status && break; sleep 0.1; done; cat /run/lvprov-node.status",
+        )
+    }
+}
+
+impl Drop for Service<'_> {
+    fn drop(&mut self) {
+        let _ = self.node.sh("test -s /run/lvprov-node.status || kill -9 $(cat /run/lvprov-node.pid); \
+             for i in $(seq 100); do test -s /run/lvprov-node.status && break; sleep 0.1; done");
+    }
+}
+
+fn exists(node: &Node, uid: &str) -> Result<bool> {
+    Ok(node.exec(["lvs", &format!("vg0/pvc-{uid}")])?.success())
+}
+
+fn one_creation(node: &Node) -> Result<()> {
+    let service = Service::start(node)?;
+    let free = service.free()?;
+    let ran = kinds(node, || {
+        service.create(&uid(0x200))?;
+        service.until_free(free - 320 * MIB)
+    })?;
+    ensure!(ran == ["mutate: lvm lvcreate", "report: lvm vgs"], "{ran:?}");
+    let tags = node.sh(&format!("lvs --noheadings -o lv_tags vg0/pvc-{}", uid(0x200)))?;
+    let wanted = format!(
+        "lvprov.io/claim-uid={},lvprov.io/claim=default/data,\
+         lvprov.io/cluster=11111111-2222-4333-8444-555555555555,lvprov.io/kind=data",
+        uid(0x200)
+    );
+    ensure!(tags.trim() == wanted, "{tags}");
+    let ran = kinds(node, || {
+        service.delete(&uid(0x200))?;
+        service.until_free(free)
+    })?;
+    ensure!(ran == ["report: lvm lvs", "mutate: lvm lvremove", "report: lvm vgs"], "{ran:?}");
+    ensure!(!exists(node, &uid(0x200))?);
+    Ok(())
+}
+
+fn same_request(node: &Node) -> Result<()> {
+    let service = Service::start(node)?;
+    let id = uid(0x201);
+    service.create(&id)?;
+    service.create(&id)?;
+    let refused = |args: &[&str], code: &str, words: &[&str]| {
+        let answer = service.ask(args)?;
+        let message = answer["message"].as_str().unwrap_or("");
+        ensure!(answer["code"] == code, "{answer}");
+        ensure!(words.iter().all(|word| message.contains(word)), "{answer}");
+        Ok(())
+    };
+    refused(&["create", &id, "671088640"], "AlreadyExists", &["320 MiB", "640 MiB"])?;
+    refused(&["create", &id, SIZE, "--claim", "other"], "AlreadyExists", &["another claim"])?;
+    refused(&["create", &uid(0x202), SIZE, "--vg", "vg9"], "FailedPrecondition", &["no volume group vg9"])?;
+    refused(&["create", &uid(0x202), SIZE, "--node", "n2"], "Unavailable", &["n2", "n1"])?;
+    refused(&["create", &uid(0x202), "1048576"], "InvalidArgument", &["too small for xfs"])?;
+    refused(&["create", &uid(0x202), "0"], "InvalidArgument", &["more than 0"])?;
+    refused(&["create", &uid(0x202), SIZE, "--fs", "btrfs"], "InvalidArgument", &["btrfs"])?;
+    refused(&["create", &uid(0x202), "1099511627776"], "ResourceExhausted", &["1 TiB was asked for", "missing"])?;
+    ensure!(!exists(node, &uid(0x202))?, "something was left behind");
+    // A volume that has grown since still is the one asked for.
+    node.run(["lvextend", "-qq", "-L", "400m", &format!("vg0/pvc-{id}")])?;
+    let answer = service.ask(&["create", &id, SIZE])?;
+    ensure!(answer["bytes"] == 400 * MIB, "{answer}");
+    service.delete(&id)?;
+    ensure!(!exists(node, &id)?);
+    ensure!(service.delete(&id)?["deleted"] == true, "the second time");
+    Ok(())
+}
+
+fn in_use(node: &Node) -> Result<()> {
+    let service = Service::start(node)?;
+    let id = uid(0x203);
+    service.create(&id)?;
+    let call = Call::data("default", "web-0", "service-1", &id);
+    call.mount(node)?.success()?;
+    // A mount namespace of its own, such as a container's, keeps the volume
+    // after kubelet has unmounted it.
+    let sleeper = node.sh("unshare -m sleep 600 < /dev/null > /dev/null 2>&1 & echo $!")?;
+    node.sh(&format!("until grep -q {} /proc/{sleeper}/mountinfo; do sleep 0.05; done", call.uid))?;
+    let refused = |when: &str| {
+        let answer = service.delete(&id)?;
+        ensure!(answer["code"] == "FailedPrecondition", "{when}: {answer}");
+        ensure!(exists(node, &id)?);
+        Ok(())
+    };
+    refused("mounted")?;
+    call.unmount(node)?.success()?;
+    refused("mounted elsewhere")?;
+    node.sh(&format!("kill {sleeper}; while test -d /proc/{sleeper}; do sleep 0.05; done"))?;
+    ensure!(service.delete(&id)?["deleted"] == true);
+    ensure!(!exists(node, &id)?);
+    Ok(())
+}
+
+fn not_ours(node: &Node) -> Result<()> {
+    let service = Service::start(node)?;
+    let id = uid(0x204);
+    // The name of one of ours, and no tags.
+    node.run(["lvcreate", "-qq", "-y", "-n", &format!("pvc-{id}"), "-L", "320m", "vg0"])?;
+    let answer = service.delete(&id)?;
+    ensure!(answer["code"] == "FailedPrecondition", "{answer}");
+    let answer = service.ask(&["create", &id, SIZE])?;
+    ensure!(answer["code"].is_string(), "a volume without our tags was given out: {answer}");
+    ensure!(!service.call(&["inventory"])?.iter().any(|item| item.to_string().contains(&id)));
+    ensure!(exists(node, &id)?);
+    node.run(["lvremove", "-qq", "-y", &format!("vg0/pvc-{id}")])?;
+    Ok(())
+}
+
+fn reported(node: &Node) -> Result<()> {
+    let service = Service::start(node)?;
+    let free = service.free()?;
+    node.run(["lvcreate", "-qq", "-y", "-n", "by-hand", "-L", "128m", "vg0"])?;
+    service.until_free(free - 128 * MIB)?;
+    node.run(["lvremove", "-qq", "-y", "vg0/by-hand"])?;
+    service.until_free(free)?;
+    let call = Call::log("service", "web-a", "service-2", "reported");
+    call.mount(node)?.success()?;
+    service.until_free(free - 1024 * MIB)?;
+    call.unmount(node)?.success()
+}
+
+fn idle(node: &Node) -> Result<()> {
+    let service = Service::start(node)?;
+    service.create(&uid(0x205))?;
+    sleep(Duration::from_secs(2));
+    let ran = kinds(node, || {
+        for _ in 0..3 {
+            service.free()?;
+            sleep(Duration::from_secs(2));
+        }
+        Ok(())
+    })?;
+    ensure!(ran.is_empty(), "{ran:?}");
+    service.delete(&uid(0x205))?;
+    Ok(())
+}
+
+fn in_container(node: &Node) -> Result<()> {
+    // Neither device nodes, nor locks, nor an lvm: only the host's can do it.
+    let before = "mount -t tmpfs none /dev/mapper && mount -t tmpfs none /run/lock && mount -t tmpfs none /etc/lvm\n\
+                  mkdir -p /tmp/tls && mount -t tmpfs none /tmp/tls && cp /run/lvprov-tls/node/* /tmp/tls\n\
+                  for tool in lvm mkfs.xfs; do mount --bind /bin/false $(readlink -f $(command -v $tool)); done";
+    let service = Service::start_in(node, before, "--tls-dir /tmp/tls --host-mount-namespace")?;
+    let pid = service.pid()?;
+    for namespace in ["mnt", "ipc"] {
+        let same = node.sh(&format!("readlink /proc/1/ns/{namespace} /proc/{pid}/ns/{namespace} | uniq | wc -l"))?;
+        ensure!(same.trim() == "1", "not in the {namespace} namespace of the host");
+    }
+    service.create(&uid(0x206))?;
+    ensure!(node.exec(["test", "-b", &format!("/dev/vg0/pvc-{}", uid(0x206))])?.success());
+    service.delete(&uid(0x206))?;
+    ensure!(service.stop()? == "0");
+    Ok(())
+}
+
+fn given_up(node: &Node) -> Result<()> {
+    let service = Service::start(node)?;
+    let id = uid(0x207);
+    let answer = service.ask(&["create", &id, SIZE, "--patience-ms", "20"])?;
+    ensure!(answer["code"] == "Cancelled" || answer["code"] == "DeadlineExceeded", "{answer}");
+    // Meanwhile the volume is worked on, afterwards it is there.
+    let begun = Instant::now();
+    loop {
+        let answer = service.ask(&["create", &id, SIZE])?;
+        if answer["code"] != "Aborted" {
+            ensure!(answer["bytes"] == 320 * MIB, "{answer}");
+            break;
+        }
+        ensure!(begun.elapsed() < Duration::from_secs(20), "{answer}");
+    }
+    let made = node.sh(&format!("grep lvcreate {COMMANDS} | grep {id} | grep -c '\"exit\":0'"))?;
+    ensure!(made.trim() == "1", "it was made {made} times");
+    service.delete(&id)?;
+    Ok(())
+}
+
+/// What `create-many` makes.
+fn many(node: &Node) -> Result<usize> {
+    let count =
+        node.sh("lvs --noheadings -o lv_name vg0 | grep -c 'pvc-0f0e7f0a-1111-4222-8333-0000000000[01].' || true")?;
+    Ok(count.trim().parse()?)
+}
+
+fn killed(node: &Node) -> Result<()> {
+    ensure!(many(node)? == 0, "left by another test");
+    // Twenty creations take 5 to 10 s here.
+    let seed = std::time::UNIX_EPOCH.elapsed()?.subsec_millis();
+    let wait = format!("{}.{:03}", seed % 5, seed);
+    println!("killed after {wait} s");
+    let service = Service::start(node)?;
+    let pid = service.pid()?;
+    let calls = format!("{} create-many 20 {SIZE} > /run/many.out", env!("CARGO_BIN_EXE_node-call"));
+    node.sh(&format!("({calls} || true) & sleep {wait}; kill -9 {pid}; wait"))?;
+    ensure!(service.status()?.trim() == "137", "it ended by itself: {}", node.read_file(LOG)?);
+    drop(service);
+    let before = many(node)?;
+    // An lvm that was running has gone on to its end, holding the lock.
+    let service = Service::start(node)?;
+    let answers = service.call(&["create-many", "20", SIZE])?;
+    ensure!(
+        answers.iter().all(|answer| answer["bytes"] == 320 * MIB),
+        "killed after {wait} s with {before} volumes: {answers:?}"
+    );
+    let after = many(node)?;
+    ensure!(after == 20, "killed after {wait} s with {before} volumes, {after} after the second call");
+    node.sh("lvremove -qq -y -S 'lv_name=~^pvc-0f0e7f0a-1111-4222-8333-0000000000[01].' vg0")?;
+    ensure!(many(node)? == 0);
+    Ok(())
+}
+
+fn stopped(node: &Node) -> Result<()> {
+    let service = Service::start(node)?;
+    ensure!(node.exec(["test", "-S", REGISTRATION])?.success());
+    let pid = service.pid()?;
+    let id = uid(0x208);
+    // A stream that would never end by itself, and a creation under way.
+    let calls = format!(
+        "{call} watch 100 --patience-ms 60000 > /run/watch.out 2>&1 &\n\
+         watch=$!\n\
+         {call} create {id} {SIZE} > /run/create.out 2>&1 &\n\
+         create=$!\n\
+         until pgrep -f '^[a-z/]*lvm lvcreate.*{id}' > /dev/null; do sleep 0.01; done\n\
+         kill {pid}\n\
+         wait $create && wait $watch || true\n\
+         cat /run/create.out",
+        call = env!("CARGO_BIN_EXE_node-call")
+    );
+    let answer: Value = serde_json::from_str(node.sh(&calls)?.trim())?;
+    ensure!(answer["bytes"] == 320 * MIB, "the creation did not get its answer: {answer}");
+    ensure!(service.status()? == "0", "{}", node.read_file(LOG)?);
+    let ended = node.read_file("/run/watch.out")?;
+    ensure!(ended.contains("the stream has ended"), "{ended}");
+    ensure!(!node.exec(["test", "-e", REGISTRATION])?.success(), "the registration socket is still there");
+    drop(service);
+    // What a killed one leaves is no hindrance.
+    let service = Service::start(node)?;
+    node.run(["kill", "-9", &service.pid()?])?;
+    drop(service);
+    ensure!(node.exec(["test", "-S", REGISTRATION])?.success());
+    let service = Service::start(node)?;
+    service.delete(&id)?;
+    Ok(())
+}
+
+fn inventory(node: &Node) -> Result<()> {
+    let service = Service::start(node)?;
+    let id = uid(0x209);
+    service.create(&id)?;
+    let data = Call::data("default", "web-0", "service-3", &id);
+    let log = Call::log("service", "web-a", "service-4", "listed");
+    data.mount(node)?.success()?;
+    log.mount(node)?.success()?;
+    node.sh(&format!("dd if=/dev/zero of={}/a bs=1M count=3 2> /dev/null; sync", log.directory()))?;
+    let items = service.call(&["inventory"])?;
+    let one = |kind: &str, text: &str| {
+        let mut found = items.iter().filter(|item| item["kind"] == kind && item.to_string().contains(text));
+        match (found.next(), found.next()) {
+            (Some(item), None) => Ok(item),
+            _ => bail!("not one {kind} with {text} in {items:#?}"),
+        }
+    };
+    let volume = one("data", &id)?;
+    ensure!(volume["open"] == true && volume["claim"] == "default/data" && volume["size"] == 320 * MIB, "{volume}");
+    let now: i64 = node.sh("date +%s")?.trim().parse()?;
+    let age = now - volume["created"].as_i64().unwrap_or(0);
+    ensure!((0..300).contains(&age), "made {age} s ago: {volume}");
+    let volume = one("log", "service/listed")?;
+    ensure!(volume["directories"] == 1 && volume["mounted"] == true, "{volume}");
+    ensure!(volume["path"] == "/var/log/lvprov/service/listed", "{volume}");
+    let directory = one("directory", "service/listed")?;
+    ensure!(directory["pod"] == "web-a" && directory["uid"] == "service-4", "{directory}");
+    ensure!(directory["quota"] == 100 * MIB && directory["mounted"] == true, "{directory}");
+    let used = directory["used"].as_u64().unwrap_or(0);
+    ensure!((3 * MIB..4 * MIB).contains(&used), "{directory}");
+    for call in [&data, &log] {
+        let mount = one("mount", &call.uid)?;
+        ensure!(mount["target"] == call.directory() && mount["uid"] == *call.uid, "{mount}");
+        call.unmount(node)?.success()?;
+    }
+    let items = service.call(&["inventory"])?;
+    ensure!(!items.iter().any(|item| item["kind"] == "mount"), "{items:#?}");
+    ensure!(items.iter().any(|item| item["kind"] == "directory" && item["mounted"] == false), "{items:#?}");
+    service.delete(&id)?;
+    Ok(())
+}
+
+fn collect(node: &Node) -> Result<()> {
+    let service = Service::start(node)?;
+    let id = uid(0x20a);
+    service.create(&id)?;
+    let data = Call::data("default", "web-0", "service-5", &id);
+    let log = Call::log("service", "web-a", "service-6", "doomed");
+    data.mount(node)?.success()?;
+    log.mount(node)?.success()?;
+    let left = |text: &str| {
+        let answer = service.ask(&["collect", text])?;
+        ensure!(answer["removed"] == false, "{text}: {answer}");
+        Ok(answer["detail"].as_str().unwrap_or("").to_owned())
+    };
+    let gone = |text: &str| {
+        let answer = service.ask(&["collect", text])?;
+        ensure!(answer["removed"] == true, "{text}: {answer}");
+        Ok(())
+    };
+    // In use: nothing goes.
+    left("\"kind\":\"data\",\"lv\":\"pvc-0f0e7f0a-1111-4222-8333-00000000020a\"")?;
+    let detail = left("/var/log/lvprov/service/doomed/web-a")?;
+    ensure!(detail.contains("mounted for a pod"), "{detail}");
+    node.sh(&format!("cd {}; sleep 600 < /dev/null > /dev/null 2>&1 & echo $! > /run/busy", data.directory()))?;
+    let detail = left(&data.directory())?;
+    ensure!(detail.contains("busy"), "{detail}");
+    node.sh("kill $(cat /run/busy); while test -d /proc/$(cat /run/busy); do sleep 0.05; done")?;
+    // Dead mounts first, then what was mounted.
+    gone(&data.directory())?;
+    gone(&log.directory())?;
+    ensure!(!data.is_mounted(node)? && !log.is_mounted(node)?);
+    gone("\"kind\":\"data\",\"lv\":\"pvc-0f0e7f0a-1111-4222-8333-00000000020a\"")?;
+    ensure!(!exists(node, &id)?);
+    let detail = left("\"kind\":\"log\",\"lv\"").or_else(|_| left("\"path\":\"/var/log/lvprov/service/doomed\""))?;
+    ensure!(detail.contains("has directories"), "{detail}");
+    gone("/var/log/lvprov/service/doomed/web-a")?;
+    gone("\"path\":\"/var/log/lvprov/service/doomed\"")?;
+    ensure!(!node.exec(["test", "-e", "/var/log/lvprov/service/doomed"])?.success());
+    ensure!(node.sh("lvs --noheadings -o lv_tags vg0 | grep -c service/doomed || true")?.trim() == "0");
+    Ok(())
+}
+
+fn logs_after_reboot(node: &Node) -> Result<()> {
+    let call = Call::log("service", "web-a", "service-7", "again");
+    call.mount(node)?.success()?;
+    node.sh(&format!("echo line > {}/app.log", call.directory()))?;
+    call.unmount(node)?.success()?;
+    let lv = node.sh("lvs --noheadings -o lv_name @lvprov.io/log=service/again")?;
+    node.sh(&format!("umount /var/log/lvprov/service/again; lvchange -an vg0/{}", lv.trim()))?;
+    let _service = Service::start(node)?;
+    node.sh(
+        "for i in $(seq 100); do test -e /var/log/lvprov/service/again/web-a/app.log && exit; sleep 0.1; done; exit 1",
+    )?;
+    Ok(())
+}

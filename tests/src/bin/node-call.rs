@@ -1,0 +1,221 @@
+//! Calls a node service from inside its machine, the way the controller does.
+//!
+//! `node-call [--address IP:PORT] [--tls-dir DIR] CALL`, one line of JSON per
+//! answer on standard output. A call that the service refuses is an answer too:
+//! `{"code": "...", "message": "..."}`, exit status 1.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use lvprov::names::{NODE_PORT, TOPOLOGY_NODE, parameters};
+use lvprov::tls::TlsFiles;
+use lvprov_proto::csi::controller_client::ControllerClient;
+use lvprov_proto::csi::volume_capability::access_mode::Mode;
+use lvprov_proto::csi::volume_capability::{AccessMode, AccessType, MountVolume};
+use lvprov_proto::csi::{
+    CapacityRange, CreateVolumeRequest, DeleteVolumeRequest, Topology, TopologyRequirement, VolumeCapability,
+};
+use lvprov_proto::lvprov::inventory_item::Item;
+use lvprov_proto::lvprov::node_admin_client::NodeAdminClient;
+use lvprov_proto::lvprov::{CollectRequest, InventoryItem, InventoryRequest, WatchCapacityRequest};
+use serde_json::{Value, json};
+use tonic::Status;
+use tonic::transport::{Channel, Endpoint};
+
+const CLUSTER: &str = "11111111-2222-4333-8444-555555555555";
+
+#[derive(Debug, Parser)]
+struct Cli {
+    #[arg(long, default_value_t = format!("127.0.0.1:{NODE_PORT}"))]
+    address: String,
+    #[arg(long, default_value = "/run/lvprov-tls/controller")]
+    tls_dir: PathBuf,
+    #[command(subcommand)]
+    call: Call,
+}
+
+#[derive(Debug, Subcommand)]
+enum Call {
+    /// Makes the volume of claim `default/<name>` in namespace default.
+    Create {
+        uid: String,
+        bytes: i64,
+        #[arg(long, default_value = "vg0")]
+        vg: String,
+        #[arg(long, default_value = "xfs")]
+        fs: String,
+        #[arg(long, default_value = "data")]
+        claim: String,
+        #[arg(long, default_value = "n1")]
+        node: String,
+        /// Gives up on the answer after so long.
+        #[arg(long, default_value_t = 60_000)]
+        patience_ms: u64,
+    },
+    /// Makes `count` volumes at once; their claims' UIDs end in 0, 1, 2…
+    CreateMany { count: u32, bytes: i64 },
+    /// Removes a volume.
+    Delete { id: String },
+    /// Shows capacity: the first message, and further ones.
+    Watch {
+        /// Ends after so many messages…
+        messages: usize,
+        /// …or after so long without one.
+        #[arg(long, default_value_t = 10_000)]
+        patience_ms: u64,
+    },
+    /// Lists everything.
+    Inventory,
+    /// Lists everything, and collects each item whose line holds `text`.
+    Collect { text: String },
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    match call(Cli::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let answer = match error.downcast_ref::<Status>() {
+                Some(status) => refusal(status),
+                None => json!({"error": format!("{error:#}")}),
+            };
+            println!("{answer}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn refusal(status: &Status) -> Value {
+    json!({"code": format!("{:?}", status.code()), "message": status.message()})
+}
+
+async fn call(cli: Cli) -> Result<()> {
+    lvprov::tls::install_crypto();
+    let channel = Endpoint::from_shared(format!("https://{}", cli.address))?
+        .tls_config(TlsFiles::load(&cli.tls_dir)?.client_config())?
+        .connect()
+        .await
+        .context("no node service there")?;
+    let mut controller = ControllerClient::new(channel.clone());
+    match cli.call {
+        Call::Create { uid, bytes, vg, fs, claim, node, patience_ms } => {
+            let mut request = tonic::Request::new(create(&uid, bytes, &vg, &fs, &claim, &node));
+            request.set_timeout(Duration::from_millis(patience_ms));
+            println!("{}", created(controller.create_volume(request).await?.into_inner().volume));
+        }
+        Call::CreateMany { count, bytes } => {
+            let mut calls = Vec::new();
+            for number in 0..count {
+                let request = create(&uid(number), bytes, "vg0", "xfs", "data", "n1");
+                let mut controller = ControllerClient::new(channel.clone());
+                calls.push(tokio::spawn(async move { controller.create_volume(request).await }));
+            }
+            for call in calls {
+                match call.await? {
+                    Ok(volume) => println!("{}", created(volume.into_inner().volume)),
+                    Err(status) => println!("{}", refusal(&status)),
+                }
+            }
+        }
+        Call::Delete { id } => {
+            controller.delete_volume(DeleteVolumeRequest { volume_id: id, ..Default::default() }).await?;
+            println!("{}", json!({"deleted": true}));
+        }
+        Call::Watch { messages, patience_ms } => watch(channel, messages, Duration::from_millis(patience_ms)).await?,
+        Call::Inventory => {
+            for item in inventory(channel).await? {
+                println!("{}", show(&item));
+            }
+        }
+        Call::Collect { text } => {
+            for item in inventory(channel.clone()).await? {
+                if !show(&item).to_string().contains(&text) {
+                    continue;
+                }
+                let request = CollectRequest { item: Some(item) };
+                let answer = NodeAdminClient::new(channel.clone()).collect(request).await?.into_inner();
+                println!("{}", json!({"removed": answer.removed, "detail": answer.detail}));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn uid(number: u32) -> String {
+    format!("0f0e7f0a-1111-4222-8333-{number:012x}")
+}
+
+fn created(volume: Option<lvprov_proto::csi::Volume>) -> Value {
+    let volume = volume.unwrap_or_default();
+    json!({"id": volume.volume_id, "bytes": volume.capacity_bytes})
+}
+
+fn create(uid: &str, bytes: i64, vg: &str, fs: &str, claim: &str, node: &str) -> CreateVolumeRequest {
+    let given = [
+        (parameters::VOLUME_GROUP, vg),
+        (parameters::FS_TYPE, fs),
+        (parameters::PVC_NAME, claim),
+        (parameters::PVC_NAMESPACE, "default"),
+        (parameters::CLAIM_UID, uid),
+        (parameters::CLUSTER, CLUSTER),
+    ];
+    let here = Topology { segments: HashMap::from([(TOPOLOGY_NODE.to_owned(), node.to_owned())]) };
+    CreateVolumeRequest {
+        name: format!("pvc-{uid}"),
+        capacity_range: Some(CapacityRange { required_bytes: bytes, limit_bytes: 0 }),
+        volume_capabilities: vec![VolumeCapability {
+            access_mode: Some(AccessMode { mode: Mode::SingleNodeWriter.into() }),
+            access_type: Some(AccessType::Mount(MountVolume::default())),
+        }],
+        parameters: given.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+        accessibility_requirements: Some(TopologyRequirement { requisite: vec![here], preferred: Vec::new() }),
+        ..Default::default()
+    }
+}
+
+async fn watch(channel: Channel, messages: usize, patience: Duration) -> Result<()> {
+    let mut stream = NodeAdminClient::new(channel).watch_capacity(WatchCapacityRequest {}).await?.into_inner();
+    for _ in 0..messages {
+        let Ok(message) = tokio::time::timeout(patience, stream.message()).await else { return Ok(()) };
+        let Some(report) = message? else { bail!("the stream has ended") };
+        for group in report.volume_groups {
+            println!(
+                "{}",
+                json!({"node": report.node, "vg": group.name, "size": group.size_bytes,
+                       "free": group.free_bytes, "extent": group.extent_bytes})
+            );
+        }
+    }
+    Ok(())
+}
+
+async fn inventory(channel: Channel) -> Result<Vec<InventoryItem>> {
+    let mut stream = NodeAdminClient::new(channel).inventory(InventoryRequest {}).await?.into_inner();
+    let mut items = Vec::new();
+    while let Some(item) = stream.message().await? {
+        items.push(item);
+    }
+    Ok(items)
+}
+
+fn show(item: &InventoryItem) -> Value {
+    match &item.item {
+        Some(Item::DataVolume(v)) => json!({"kind": "data", "vg": v.volume_group, "lv": v.logical_volume,
+            "size": v.size_bytes, "created": v.created_unix, "uid": v.claim_uid,
+            "claim": format!("{}/{}", v.claim_namespace, v.claim_name), "cluster": v.cluster, "open": v.open}),
+        Some(Item::LogVolume(v)) => json!({"kind": "log", "vg": v.volume_group, "lv": v.logical_volume,
+            "size": v.size_bytes, "created": v.created_unix, "volume": format!("{}/{}", v.namespace, v.volume),
+            "directories": v.directories, "mounted": v.mounted, "path": v.path}),
+        Some(Item::LogDirectory(v)) => json!({"kind": "directory", "vg": v.volume_group, "lv": v.logical_volume,
+            "volume": format!("{}/{}", v.namespace, v.volume), "directory": v.directory, "pod": v.pod_name,
+            "uid": v.pod_uid, "used": v.used_bytes, "quota": v.quota_bytes, "retention": v.retention_seconds,
+            "lastUsed": v.last_used_unix, "mounted": v.mounted, "path": v.path}),
+        Some(Item::Mount(v)) => json!({"kind": "mount", "target": v.target, "device": v.device,
+            "vg": v.volume_group, "lv": v.logical_volume, "uid": v.pod_uid, "reason": v.reason}),
+        None => Value::Null,
+    }
+}
