@@ -182,6 +182,7 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kube::client::Body;
     use serde_json::{Value, json};
 
     fn volume(source: Value, values: &[&str]) -> PersistentVolume {
@@ -208,6 +209,71 @@ mod tests {
         }
         let foreign = json!({"csi": {"driver": "example.com/other", "volumeHandle": "vg0/pvc-1"}});
         assert_eq!(reference_of(&volume(foreign, &["a"])), None);
+    }
+
+    /// An API server that answers the next requests so, in this order.
+    async fn answering(answers: Vec<(&str, u16, Value)>) -> Result<ClusterView, AdminError> {
+        let (service, mut handle) = tower_test::mock::pair::<http::Request<Body>, http::Response<Body>>();
+        let client = Client::new(service, "default");
+        let asking = tokio::spawn(async move { ClusterView::ask(&client).await });
+        for (address, status, body) in answers {
+            let (request, answer) = handle.next_request().await.expect("asked for less");
+            assert_eq!(request.uri().path_and_query().unwrap().as_str(), address);
+            let body = Body::from(serde_json::to_vec(&body).unwrap());
+            answer.send_response(http::Response::builder().status(status).body(body).unwrap());
+        }
+        drop(handle);
+        asking.await.unwrap()
+    }
+
+    fn page(items: Value, next: &str) -> Value {
+        json!({"metadata": {"continue": next}, "items": items})
+    }
+
+    const KUBE_SYSTEM: &str = "/api/v1/namespaces/kube-system";
+    const VOLUMES: &str = "/api/v1/persistentvolumes?&limit=500";
+    const CLAIMS: &str = "/api/v1/persistentvolumeclaims?&limit=500";
+    const PODS: &str = "/api/v1/pods?&limit=500";
+
+    fn kube_system() -> Value {
+        json!({"metadata": {"name": "kube-system", "uid": "cluster"}})
+    }
+
+    #[tokio::test]
+    async fn all_pages_are_read() {
+        let pod = |uid: &str| json!([{"metadata": {"namespace": "shop", "name": uid, "uid": uid}}]);
+        let view = answering(vec![
+            (KUBE_SYSTEM, 200, kube_system()),
+            (VOLUMES, 200, page(json!([]), "")),
+            (CLAIMS, 200, page(json!([]), "")),
+            (PODS, 200, page(pod("one"), "more")),
+            ("/api/v1/pods?&limit=500&continue=more", 200, page(pod("two"), "")),
+        ])
+        .await
+        .unwrap();
+        assert_eq!(view.id, "cluster");
+        assert!(view.pods.contains("one") && view.pods.contains("two"));
+    }
+
+    #[tokio::test]
+    async fn half_an_answer_is_none() {
+        let failure = |code: u16| {
+            json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": "no"})
+        };
+        let begun = || vec![(KUBE_SYSTEM, 200, kube_system()), (VOLUMES, 200, page(json!([]), ""))];
+        // The list has changed so much that its second page is no longer to be had.
+        let mut expired = begun();
+        expired.push((CLAIMS, 200, page(json!([]), "more")));
+        expired.push(("/api/v1/persistentvolumeclaims?&limit=500&continue=more", 410, failure(410)));
+        let mut forbidden = begun();
+        forbidden.push((CLAIMS, 200, page(json!([]), "")));
+        forbidden.push((PODS, 403, failure(403)));
+        for (answers, what) in [(expired, "PersistentVolumeClaims"), (forbidden, "pods")] {
+            let error = answering(answers).await.unwrap_err().to_string();
+            assert!(error.contains(what) && error.contains("nothing was changed"), "{error}");
+        }
+        // The connection breaks.
+        assert!(answering(begun()).await.is_err());
     }
 
     #[test]

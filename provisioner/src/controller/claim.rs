@@ -271,6 +271,7 @@ async fn publish(
             return Err(error).doing(|| format!("create PersistentVolume {name}"));
         }
     }
+    ctx.published.note(claim.uid().unwrap_or_default());
     ctx.failures.clear(&claim.uid().unwrap_or_default());
     let note = format!("made {}/{} with {} on node {node}", made.volume_group, made.logical_volume, human(made.bytes));
     ctx.events.tell(claim, Reason::ProvisioningSucceeded, note).await;

@@ -16,6 +16,8 @@ pub mod nodes;
 mod placement;
 mod quantity;
 mod resize;
+#[cfg(test)]
+mod scenarios;
 mod validate;
 pub mod volume;
 

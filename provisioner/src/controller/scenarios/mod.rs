@@ -1,0 +1,204 @@
+//! Reconciliations against an API server and a node that answer as told.
+
+mod claims;
+mod node;
+mod volumes;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::storage::v1::StorageClass;
+use kube::Client;
+use kube::client::Body;
+use kube::runtime::reflector::{Store, store};
+use kube::runtime::watcher::Event;
+use serde_json::{Value, json};
+use tower_test::mock::{Handle, SendResponse};
+
+use super::context::{Context, Published};
+use super::error::Failures;
+use super::events::Events;
+use super::nodes::{Group, Nodes, State, View};
+use crate::names::DRIVER;
+use node::FakeNode;
+
+const CLAIM_UID: &str = "0f0e7f0a-1111-4222-8333-444455556666";
+const VOLUME: &str = "pvc-0f0e7f0a-1111-4222-8333-444455556666";
+const GIB: u64 = 1 << 30;
+
+/// Far longer than any step takes.
+const SOON: Duration = Duration::from_secs(10);
+
+/// The API server's end of the client's connection.
+struct ApiServer {
+    handle: Handle<Request<Body>, Response<Body>>,
+}
+
+/// A request that waits for its answer.
+struct Asked {
+    body: Value,
+    answer: SendResponse<Response<Body>>,
+}
+
+impl ApiServer {
+    /// The next request, which must be this one.
+    async fn expect(&mut self, method: &str, path: &str) -> Asked {
+        let next = tokio::time::timeout(SOON, self.handle.next_request()).await;
+        let (request, answer) =
+            next.unwrap_or_else(|_| panic!("no {method} {path} within {SOON:?}")).expect("the client is gone");
+        assert_eq!((request.method().as_str(), request.uri().path()), (method, path));
+        let bytes = request.into_body().collect_bytes().await.unwrap();
+        let body = if bytes.is_empty() { Value::Null } else { serde_json::from_slice(&bytes).unwrap() };
+        Asked { body, answer }
+    }
+
+    /// An Event with this reason; its note.
+    async fn expect_event(&mut self, namespace: &str, reason: &str) -> String {
+        let path = format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events");
+        let asked = self.expect("POST", &path).await;
+        assert_eq!(asked.body["reason"], reason, "{}", asked.body["note"]);
+        let note = asked.body["note"].as_str().unwrap().to_owned();
+        let event = asked.body.clone();
+        asked.answer(201, event);
+        note
+    }
+
+    /// No request has come that nobody expected.
+    async fn expect_nothing_more(&mut self) {
+        let more = tokio::time::timeout(Duration::from_millis(50), self.handle.next_request()).await;
+        if let Ok(Some((request, _))) = more {
+            panic!("unexpected: {} {}", request.method(), request.uri());
+        }
+    }
+}
+
+impl Asked {
+    fn answer(self, status: u16, body: Value) {
+        let response = Response::builder().status(status).body(Body::from(serde_json::to_vec(&body).unwrap()));
+        self.answer.send_response(response.unwrap());
+    }
+
+    fn refuse(self, status: u16, reason: &str) {
+        let body = json!({
+            "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": status, "reason": reason, "message": reason,
+        });
+        self.answer(status, body);
+    }
+}
+
+/// What the watches have brought.
+#[derive(Default)]
+struct World {
+    nodes: Vec<Value>,
+    volumes: Vec<Value>,
+    claims: Vec<Value>,
+}
+
+/// One cluster: its API server, one node n1, and the controller's context.
+struct Scene {
+    api: ApiServer,
+    node: FakeNode,
+    ctx: Arc<Context>,
+}
+
+impl Scene {
+    async fn new(world: World) -> Self {
+        let (service, handle) = tower_test::mock::pair();
+        let client = Client::new(service, "default");
+        let node = FakeNode::start().await;
+        let nodes = Nodes::new(None, 0);
+        let group = Group { name: "vg0".into(), size: 20 * GIB, free: 10 * GIB, extent: 4 << 20 };
+        let view = View { name: "n1".into(), topology: "n1".into(), state: State::Up(vec![group]) };
+        nodes.place(view, node.channel.clone());
+        let ctx = Context {
+            events: Events::new(client.clone(), "test".into()),
+            client,
+            cluster: "cluster".into(),
+            nodes,
+            node_objects: watched::<Node>(world.nodes),
+            classes: watched::<StorageClass>(vec![class()]),
+            claims: watched::<PersistentVolumeClaim>(world.claims),
+            volumes: watched::<PersistentVolume>(world.volumes),
+            failures: Failures::default(),
+            published: Published::default(),
+            patience: Duration::from_secs(30),
+        };
+        Self { api: ApiServer { handle }, node, ctx: Arc::new(ctx) }
+    }
+}
+
+fn watched<K>(objects: Vec<Value>) -> Store<K>
+where
+    K: kube::Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + 'static,
+{
+    let (reader, mut writer) = store::<K>();
+    writer.apply_watcher_event(&Event::Init);
+    for object in objects {
+        writer.apply_watcher_event(&Event::InitApply(serde_json::from_value(object).unwrap()));
+    }
+    writer.apply_watcher_event(&Event::InitDone);
+    reader
+}
+
+fn class() -> Value {
+    json!({
+        "metadata": {"name": "fast"},
+        "provisioner": DRIVER,
+        "parameters": {"volumeGroup": "vg0"},
+        "volumeBindingMode": "WaitForFirstConsumer",
+        "reclaimPolicy": "Delete",
+    })
+}
+
+fn claim() -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {
+            "name": "data-db-0",
+            "namespace": "shop",
+            "uid": CLAIM_UID,
+            "resourceVersion": "7",
+            "annotations": {"volume.kubernetes.io/selected-node": "n1"},
+        },
+        "spec": {
+            "accessModes": ["ReadWriteOnce"],
+            "storageClassName": "fast",
+            "resources": {"requests": {"storage": "1Gi"}},
+        },
+    })
+}
+
+fn node_object() -> Value {
+    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "labels": {"topology.lvprov.io/node": "n1"}}})
+}
+
+fn volume(phase: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {
+            "name": VOLUME,
+            "uid": "volume-uid",
+            "resourceVersion": "11",
+            "annotations": {"pv.kubernetes.io/provisioned-by": DRIVER},
+            "finalizers": ["kubernetes.io/pv-protection", "external-provisioner.volume.kubernetes.io/finalizer"],
+        },
+        "spec": {
+            "capacity": {"storage": "1Gi"},
+            "accessModes": ["ReadWriteOnce"],
+            "persistentVolumeReclaimPolicy": "Delete",
+            "claimRef": {"namespace": "shop", "name": "data-db-0", "uid": CLAIM_UID},
+            "flexVolume": {
+                "driver": "lvprov.io/lvm",
+                "options": {"type": "data", "volumeGroup": "vg0", "logicalVolume": VOLUME, "claimUID": CLAIM_UID},
+            },
+            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
+                {"key": "topology.lvprov.io/node", "operator": "In", "values": ["n1"]},
+            ]}]}},
+        },
+        "status": {"phase": phase},
+    })
+}

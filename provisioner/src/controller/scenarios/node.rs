@@ -1,0 +1,127 @@
+//! A node service that answers as told.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+
+use lvprov_proto::csi;
+use lvprov_proto::csi::controller_server::{Controller, ControllerServer};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::{Channel, Endpoint, Server};
+use tonic::{Request, Response, Status};
+
+/// What it was asked, and what it is to say.
+#[derive(Default)]
+struct Script {
+    created: Vec<csi::CreateVolumeRequest>,
+    deleted: Vec<String>,
+    refusal: Option<Status>,
+}
+
+/// A node service on loopback.
+pub struct FakeNode {
+    /// To it.
+    pub channel: Channel,
+    script: Arc<Mutex<Script>>,
+}
+
+impl FakeNode {
+    pub async fn start() -> Self {
+        let script = Arc::<Mutex<Script>>::default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let service = ControllerServer::new(Service { script: script.clone() });
+        tokio::spawn(Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
+        let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
+        Self { channel, script }
+    }
+
+    /// From now on it refuses everything.
+    pub fn refuse(&self, status: Status) {
+        self.script.lock().unwrap().refusal = Some(status);
+    }
+
+    pub fn created(&self) -> Vec<csi::CreateVolumeRequest> {
+        self.script.lock().unwrap().created.clone()
+    }
+
+    pub fn deleted(&self) -> Vec<String> {
+        self.script.lock().unwrap().deleted.clone()
+    }
+}
+
+struct Service {
+    script: Arc<Mutex<Script>>,
+}
+
+type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<Response<T>, Status>> + Send + 'a>>;
+
+/// Calls that the controller never makes.
+macro_rules! never {
+    ($($name:ident($request:ident) -> $response:ident;)*) => {
+        $(fn $name<'a: 'b, 'b>(&'a self, _: Request<csi::$request>) -> Answer<'b, csi::$response>
+        where
+            Self: 'b,
+        {
+            Box::pin(std::future::ready(Err(Status::unimplemented(stringify!($name)))))
+        })*
+    };
+}
+
+impl Controller for Service {
+    fn create_volume<'a: 'b, 'b>(
+        &'a self,
+        request: Request<csi::CreateVolumeRequest>,
+    ) -> Answer<'b, csi::CreateVolumeResponse>
+    where
+        Self: 'b,
+    {
+        let request = request.into_inner();
+        let mut script = self.script.lock().unwrap();
+        script.created.push(request.clone());
+        let answer = match &script.refusal {
+            Some(refusal) => Err(refusal.clone()),
+            None => Ok(Response::new(csi::CreateVolumeResponse {
+                volume: Some(csi::Volume {
+                    capacity_bytes: request.capacity_range.unwrap().required_bytes,
+                    volume_id: format!("{}/{}", request.parameters["volumeGroup"], request.name),
+                    ..csi::Volume::default()
+                }),
+            })),
+        };
+        Box::pin(std::future::ready(answer))
+    }
+
+    fn delete_volume<'a: 'b, 'b>(
+        &'a self,
+        request: Request<csi::DeleteVolumeRequest>,
+    ) -> Answer<'b, csi::DeleteVolumeResponse>
+    where
+        Self: 'b,
+    {
+        let mut script = self.script.lock().unwrap();
+        script.deleted.push(request.into_inner().volume_id);
+        let answer = match &script.refusal {
+            Some(refusal) => Err(refusal.clone()),
+            None => Ok(Response::new(csi::DeleteVolumeResponse {})),
+        };
+        Box::pin(std::future::ready(answer))
+    }
+
+    never! {
+        controller_publish_volume(ControllerPublishVolumeRequest) -> ControllerPublishVolumeResponse;
+        controller_unpublish_volume(ControllerUnpublishVolumeRequest) -> ControllerUnpublishVolumeResponse;
+        validate_volume_capabilities(ValidateVolumeCapabilitiesRequest) -> ValidateVolumeCapabilitiesResponse;
+        list_volumes(ListVolumesRequest) -> ListVolumesResponse;
+        get_capacity(GetCapacityRequest) -> GetCapacityResponse;
+        controller_get_capabilities(ControllerGetCapabilitiesRequest) -> ControllerGetCapabilitiesResponse;
+        create_snapshot(CreateSnapshotRequest) -> CreateSnapshotResponse;
+        delete_snapshot(DeleteSnapshotRequest) -> DeleteSnapshotResponse;
+        list_snapshots(ListSnapshotsRequest) -> ListSnapshotsResponse;
+        get_snapshot(GetSnapshotRequest) -> GetSnapshotResponse;
+        controller_expand_volume(ControllerExpandVolumeRequest) -> ControllerExpandVolumeResponse;
+        controller_get_volume(ControllerGetVolumeRequest) -> ControllerGetVolumeResponse;
+        controller_modify_volume(ControllerModifyVolumeRequest) -> ControllerModifyVolumeResponse;
+    }
+}
