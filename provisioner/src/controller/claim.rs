@@ -35,6 +35,10 @@ use crate::names::{DRIVER, TOPOLOGY_NODE, parameters};
 const CREATE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Between attempts, where the next may well succeed.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// A node that answers, but whose LVM fails or is busy, is given up after so
+/// many times the patience with one that does not answer: it may have made the
+/// volume, and another node would make a second one.
+const PATIENCE_WITH_LVM: u32 = 10;
 /// Between attempts, where somebody has to do something first.
 const PARKED: Duration = Duration::from_secs(5 * 60);
 
@@ -330,12 +334,13 @@ async fn failed(claim: &PersistentVolumeClaim, node: &str, status: &Status, ctx:
         Next::Unreachable => unreachable(claim, node, Duration::ZERO, &said, ctx).await,
         Next::RetryThenHandBack => {
             let row = ctx.failures.note(&uid, node, LONGEST_WAIT);
-            let left = ctx.patience.saturating_sub(row.since);
+            let patience = ctx.patience * PATIENCE_WITH_LVM;
+            let left = patience.saturating_sub(row.since);
             if left.is_zero() {
                 let note = format!(
                     "node {node}, chosen for the pod of this claim, could not make the volume for {} s: {said}. The \
                      scheduler chooses another one",
-                    ctx.patience.as_secs()
+                    patience.as_secs()
                 );
                 return hand_back(claim, node, Reason::ProvisioningFailed, note, ctx).await;
             }
