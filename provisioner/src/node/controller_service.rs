@@ -7,7 +7,7 @@ use std::time::Instant;
 use lvm::Lvm;
 use lvm::identity::Owner;
 use lvm::names::VgName;
-use lvm::volume::{Created, Deleted};
+use lvm::volume::{Created, DeleteError, Deleted};
 use lvprov_proto::csi::controller_server::Controller;
 use lvprov_proto::csi::controller_service_capability::rpc::Type;
 use lvprov_proto::csi::controller_service_capability::{self, Rpc};
@@ -81,16 +81,24 @@ impl ControllerService {
         }
         let operation = self.in_progress.begin(&id.to_string())?;
         let turn = self.in_progress.turn(&id.vg).await;
-        let lvm = Arc::clone(&self.lvm);
-        tokio::task::spawn_blocking(move || {
+        let (lvm, meant) = (Arc::clone(&self.lvm), id.clone());
+        let deleted = tokio::task::spawn_blocking(move || {
             let _held = (operation, turn);
-            Ok(lvm.delete_if(&id.vg, &id.lv, |found| match &found.owner {
-                Owner::Data(owner) => owner.claim_uid == id.claim_uid,
+            lvm.delete_if(&meant.vg, &meant.lv, |found| match &found.owner {
+                Owner::Data(owner) => owner.claim_uid == meant.claim_uid,
                 Owner::Log { .. } => false,
-            })?)
+            })
         })
         .await
-        .map_err(|error| DeleteVolumeError::Interrupted(error.to_string()))?
+        .map_err(|error| DeleteVolumeError::Interrupted(error.to_string()))?;
+        match deleted {
+            Err(DeleteError::Report(_))
+                if self.capacity.latest().is_some() && self.capacity.group(&id.vg).is_none() =>
+            {
+                Err(DeleteVolumeError::NoVolumeGroup { vg: id.vg, lv: id.lv })
+            }
+            other => Ok(other?),
+        }
     }
 
     /// Free bytes of the group that the parameters name, from the latest

@@ -1,6 +1,6 @@
 //! DeleteVolume: what its failures mean.
 
-use lvm::names::VgName;
+use lvm::names::{LvName, VgName};
 use lvm::volume::DeleteError;
 use tonic::{Code, Status};
 
@@ -15,6 +15,17 @@ pub enum DeleteVolumeError {
     /// The group is not among those that this node may serve.
     #[error("volume group {0} is not among those that this node serves; its volumes are left alone")]
     NotServed(VgName),
+    /// The group is not there.
+    #[error(
+        "no volume group {vg} on this node: is its disk missing? {vg}/{lv} counts as there until the group is back, \
+         or its PersistentVolume's finalizer is removed by hand"
+    )]
+    NoVolumeGroup {
+        /// The group.
+        vg: VgName,
+        /// The volume.
+        lv: LvName,
+    },
     /// The same volume is worked on.
     #[error(transparent)]
     Busy(#[from] Busy),
@@ -41,6 +52,7 @@ impl DeleteVolumeError {
             // Not known whether it is gone. That a group is missing does not mean that its
             // volumes are: its disk may come back.
             Self::Lvm(DeleteError::Lock(_) | DeleteError::Report(_) | DeleteError::Command(_))
+            | Self::NoVolumeGroup { .. }
             | Self::Interrupted(_) => Code::Unavailable,
         }
     }
@@ -54,8 +66,6 @@ impl From<DeleteVolumeError> for Status {
 
 #[cfg(test)]
 mod tests {
-    use lvm::names::LvName;
-
     use super::*;
 
     #[test]

