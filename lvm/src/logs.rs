@@ -8,6 +8,7 @@
 //! its own, and pods cannot write it (`trusted.*`, xattr(7)).
 
 use crate::command::CommandError;
+use crate::config::CONFIG_PATH;
 use crate::filesystem::{self, BlankError, FsType};
 use crate::identity::{self, Owner};
 use crate::lock::{Lock, LockError};
@@ -16,7 +17,7 @@ use crate::names::{LogVolumeName, LvName, Namespace, PodName, PodUid, VgName};
 use crate::quota;
 use crate::report::{LogicalVolume, ReportError};
 use crate::size::human;
-use crate::volume::{CreateError, DeleteError, ExtendError, Lvm, PATIENCE, device};
+use crate::volume::{CreateError, DeleteError, ExtendError, LogNewError, Lvm, PATIENCE, device};
 use nix::fcntl::{OFlag, openat, renameat};
 use nix::mount::MsFlags;
 use nix::sys::stat::{Mode, fchmod, mkdirat};
@@ -33,10 +34,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// Directory for what is not a pod's: half-made and half-removed directories.
 /// No pod can have this name.
 const PRIVATE: &str = ".lvprov";
+/// What half-removed directories are called in there.
+const GONE: &str = "gone-";
 /// Attribute of a pod's directory: a [`Record`] as JSON.
 const RECORD: &str = "trusted.lvprov.record";
 /// Attribute of the volume's root: the next free project id.
 const NEXT_PROJECT: &str = "trusted.lvprov.next-project";
+/// Attribute of the volume's root while its file system is being grown.
+const GROWING: &str = "trusted.lvprov.growing";
+/// How long an unmount waits to note the end of a directory's use: not long,
+/// since kubelet waits too, and all that is lost is a little retention.
+const NOTE_PATIENCE: Duration = Duration::from_secs(2);
 /// Project ids begin here; smaller ones are often somebody's by hand.
 const FIRST_PROJECT: u32 = 1000;
 
@@ -77,6 +85,9 @@ pub struct Record {
     pub retention: u64,
     /// When it was mounted or unmounted last, in seconds since 1970.
     pub last_used: i64,
+    /// Its quota project. The directory's own could be changed by its owner.
+    #[serde(default)]
+    pub project: u32,
 }
 
 /// A pod's directory on a log volume.
@@ -142,6 +153,26 @@ pub enum LogError {
         /// What is there.
         reason: String,
     },
+    /// It has no file system of ours.
+    #[error("log volume {vg}/{lv} has no file system{}", if *.new { " yet: the next pod that uses it makes it" } else { ", and has had one: its superblock may be damaged. Nothing is formatted; look at it by hand (xfs_repair, e2fsck)" })]
+    NotFormatted {
+        /// The group.
+        vg: VgName,
+        /// The volume.
+        lv: LvName,
+        /// Whether it has never been in use.
+        new: bool,
+    },
+    /// Pods may not carve from this group.
+    #[error(
+        "volume group {vg} is not open to log volumes on this node; open are: {open} (volumeGroup and moreVolumeGroups in {CONFIG_PATH})"
+    )]
+    GroupNotOpen {
+        /// The group asked for.
+        vg: VgName,
+        /// Those that are open.
+        open: String,
+    },
     /// The kernel refused the mount.
     #[error("cannot mount log volume {vg}/{lv} at {path}: {source}")]
     Mount {
@@ -173,6 +204,9 @@ pub enum LogError {
     /// It is not proved to be blank.
     #[error(transparent)]
     NotBlank(#[from] BlankError),
+    /// The mark of a new volume could not be taken off.
+    #[error(transparent)]
+    New(#[from] LogNewError),
     /// The lock was not free in time.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -247,22 +281,30 @@ impl Lvm {
         if request.size < request.fs.minimum_size() {
             return Err(LogError::TooSmall { asked: request.size, fs: request.fs });
         }
+        if !self.config.open_groups().any(|vg| *vg == request.vg) {
+            let open: Vec<&str> = self.config.open_groups().map(VgName::as_str).collect();
+            return Err(LogError::GroupNotOpen { vg: request.vg.clone(), open: open.join(", ") });
+        }
         let place = self.place(&request.vg, &request.namespace, &request.volume);
         let lock = Lock::volume(&place.lv, PATIENCE)?;
         let node = self.ensure_mounted(&place, &lock, Some((request.size, request.fs)))?;
         let has = mounts::device_size(&node).map_err(io("read the size of", &node))?;
-        if has < request.size {
+        let root = open_directory(&place.path)?;
+        let growing = xattr::get(&root, GROWING).map_err(io("look at", &place.path))?.is_some();
+        if has < request.size || growing {
+            // Set before and taken off after, so that a growth that is cut off in between is finished.
+            xattr::set(&root, GROWING, b"1").map_err(io("mark as growing", &place.path))?;
             self.extend(&request.vg, &place.lv, request.size)?;
             let fs = mounts::at(&place.path).map_err(io("look at", &place.path))?.map(|mount| mount.fs_type);
             let fs = fs.and_then(|fs| fs.parse().ok()).unwrap_or(request.fs);
             filesystem::grow(&self.runner, fs, &node, &place.path)?;
+            xattr::remove(&root, GROWING).map_err(io("mark as grown", &place.path))?;
         }
         let size = has.max(request.size);
         if request.quota > size {
             return Err(LogError::QuotaTooLarge { quota: request.quota, size });
         }
 
-        let root = open_directory(&place.path)?;
         let path = place.path.join(request.pod.as_str());
         let name = OsStr::new(request.pod.as_str());
         let directory = match open_beneath(&root, name) {
@@ -270,10 +312,14 @@ impl Lvm {
             Err(nix::Error::ENOENT) => make_directory(&root, &place.path, name)?,
             Err(error) => return Err(errno("open", &path)(error)),
         };
-        let project = quota::project(&directory).map_err(io("read the quota project of", &path))?;
+        let project = self.own_project(&root, &directory).map_err(io("set the quota project of", &path))?;
         quota::set_limit(&node, project, request.quota).map_err(io("set the quota of", &path))?;
-        let record =
-            Record { pod_uid: request.pod_uid.to_string(), retention: request.retention.as_secs(), last_used: now() };
+        let record = Record {
+            pod_uid: request.pod_uid.to_string(),
+            retention: request.retention.as_secs(),
+            last_used: now(),
+            project,
+        };
         write_record(&directory, &record).map_err(io("write the record of", &path))?;
 
         if let Some(there) = mounts::at(&request.target).map_err(io("look at", &request.target))? {
@@ -284,6 +330,23 @@ impl Lvm {
         fs::create_dir_all(&request.target).map_err(io("make", &request.target))?;
         mounts::bind(&directory, &request.target, request.read_only)
             .map_err(io("mount the pod's directory at", &request.target))
+    }
+
+    /// The quota project of a pod's directory: the one that its record tells,
+    /// set again in case the pod has changed it, or a new one.
+    fn own_project(&self, root: &File, directory: &OwnedFd) -> io::Result<u32> {
+        let recorded = read_record(directory)?.map(|record| record.project).filter(|project| *project != 0);
+        let actual = quota::project(directory)?;
+        let project = match recorded {
+            Some(project) => project,
+            // Made a moment ago, and not recorded yet.
+            None if actual >= FIRST_PROJECT && read_record(directory)?.is_none() => actual,
+            None => next_project(root)?,
+        };
+        if project != actual {
+            quota::set_project(directory, project)?;
+        }
+        Ok(project)
     }
 
     /// Notes on a pod's directory that it has been unmounted: its retention
@@ -297,8 +360,14 @@ impl Lvm {
             m.device == gone.device && m.root == Path::new("/") && m.target.starts_with(&self.config.log_root)
         });
         let Some(base) = base else { return Ok(()) };
+        let Some((_, lv)) = base.logical_volume() else { return Ok(()) };
+        // Or a mount under the same name could be noted as the earlier pod's.
+        let _lock = Lock::volume(&lv, NOTE_PATIENCE).map_err(io::Error::other)?;
         let root = File::open(&base.target)?;
         let directory = open_beneath(&root, name.as_os_str())?;
+        if is_bound(&mounts::all()?, gone.device, &name.to_string_lossy()) {
+            return Ok(());
+        }
         if let Some(mut record) = read_record(&directory)? {
             record.last_used = now();
             write_record(&directory, &record)?;
@@ -317,7 +386,7 @@ impl Lvm {
         let node = device(place.vg, &place.lv);
         if let Some(there) = mounts::at(&place.path).map_err(io("look at", &place.path))? {
             return match there.logical_volume() {
-                Some((vg, lv)) if lv == place.lv => Ok(device(&vg, &lv)),
+                Some((vg, lv)) if vg == *place.vg && lv == place.lv => Ok(node),
                 other => {
                     let reason = other.map_or("another mount".to_owned(), |(vg, lv)| format!("volume {vg}/{lv}"));
                     Err(taken(place, &place.path, &reason))
@@ -344,6 +413,8 @@ impl Lvm {
                 source,
             }
         })?;
+        // Whoever was using it when the node went down could not say when.
+        touch_records(&place.path)?;
         Ok(node)
     }
 
@@ -357,8 +428,7 @@ impl Lvm {
     ) -> Result<filesystem::Superblock, LogError> {
         let owner = Owner::Log { namespace: place.namespace.clone(), volume: place.volume.clone() };
         let mut lock = Lock::volume_group(place.vg, PATIENCE)?;
-        // All groups: an unknown one is told apart from a missing volume later, by lvcreate.
-        match self.volumes()?.into_iter().find(|lv| lv.name == place.lv) {
+        let new = match self.volumes()?.into_iter().find(|lv| lv.name == place.lv) {
             Some(found) if found.vg != *place.vg => {
                 return Err(taken(place, &place.path, &format!("its own earlier volume in volume group {}", found.vg)));
             }
@@ -367,29 +437,39 @@ impl Lvm {
                 if !found.active || !node.exists() {
                     self.activate(&mut lock, place.vg, &place.lv)?;
                 }
+                found.new
             }
             None => match create {
-                Some((size, _)) => self.create_log(&mut lock, place.vg, &place.lv, size, &owner)?,
-                None => {
-                    let gone = io::Error::from(io::ErrorKind::NotFound);
-                    return Err(io("find", node)(gone));
+                Some((size, _)) => {
+                    self.create_log(&mut lock, place.vg, &place.lv, size, &owner)?;
+                    true
                 }
+                None => return Err(io("find", node)(io::Error::from(io::ErrorKind::NotFound))),
             },
-        }
+        };
         drop(lock);
         let uuid = identity::log_uuid(place.namespace, place.volume);
-        match filesystem::superblock(node).map_err(io("read", node))? {
-            Some(superblock) if superblock.complete => Ok(superblock),
-            unfinished => {
-                let again = unfinished.is_some_and(|superblock| superblock.uuid == uuid);
-                if !again {
-                    filesystem::prove_blank(&self.runner, node)?;
-                }
-                let fs = create.map(|(_, fs)| fs).unwrap_or_default();
-                filesystem::make(&self.runner, volume_lock.fd(), node, fs, uuid, true, again)?;
-                Ok(filesystem::Superblock { fs, uuid, complete: true })
+        let found = filesystem::superblock(node).map_err(io("read", node))?;
+        if let Some(superblock) = found.filter(|superblock| superblock.complete && superblock.uuid == uuid) {
+            if new {
+                self.no_longer_new(place.vg, &place.lv)?;
             }
+            return Ok(superblock);
         }
+        // Only what has never been in use is formatted, and only for a pod:
+        // looking at a volume does not.
+        let Some((_, fs)) = create.filter(|_| new) else {
+            return match found {
+                Some(superblock) if superblock.complete => Ok(superblock),
+                _ => Err(LogError::NotFormatted { vg: place.vg.clone(), lv: place.lv.clone(), new }),
+            };
+        };
+        // An lvcreate that was cut off may have left a former owner's signatures.
+        self.wipe(volume_lock, node)?;
+        filesystem::prove_blank(&self.runner, node)?;
+        filesystem::make(&self.runner, volume_lock.fd(), node, fs, uuid, true, false)?;
+        self.no_longer_new(place.vg, &place.lv)?;
+        Ok(filesystem::Superblock { fs, uuid, complete: true })
     }
 
     /// Mounts every log volume of this node that is not mounted, so that
@@ -482,12 +562,15 @@ impl Lvm {
         if record.as_ref().map(|record| record.pod_uid.as_str()) != pod_uid {
             return Err(changed("another pod has used it meanwhile"));
         }
-        // Out of the way in one step, so that what is half removed never looks like a pod's.
+        // Out of the way in one step, so that what is half removed never looks
+        // like a pod's; a number that is given once keeps names short and apart.
         let private = private_directory(&root, &place.path)?;
-        let trash = format!("gone-{name}");
-        clear(&place.path.join(PRIVATE).join(&trash))?;
-        renameat(&root, name.as_str(), &private, trash.as_str()).map_err(errno("move away", &path))?;
-        clear(&place.path.join(PRIVATE).join(&trash))?;
+        let number = next_project(&root).map_err(io("number what is removed from", &place.path))?;
+        renameat(&root, name.as_str(), &private, format!("{GONE}{number}").as_str())
+            .map_err(errno("move away", &path))?;
+        // A large tree takes its time; pods need not wait for it.
+        drop(lock);
+        empty_trash(&place.path.join(PRIVATE))?;
         Ok(())
     }
 
@@ -600,6 +683,17 @@ fn clear(path: &Path) -> Result<(), LogError> {
     }
 }
 
+/// Removes all that has been moved away, also by calls that were cut off.
+fn empty_trash(private: &Path) -> Result<(), LogError> {
+    for entry in fs::read_dir(private).map_err(io("list", private))? {
+        let entry = entry.map_err(io("list", private))?;
+        if entry.file_name().as_bytes().starts_with(GONE.as_bytes()) {
+            clear(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Names of the directories in a log volume that are pods'.
 fn directory_names(path: &Path) -> Result<Vec<String>, LogError> {
     let mut names = Vec::new();
@@ -623,6 +717,20 @@ fn is_bound(mounts: &[mounts::Mount], device: (u32, u32), name: &str) -> bool {
 
 fn read_record(directory: impl AsFd) -> io::Result<Option<Record>> {
     Ok(xattr::get(directory, RECORD)?.and_then(|text| serde_json::from_slice(&text).ok()))
+}
+
+/// Begins the retention of every directory anew.
+fn touch_records(path: &Path) -> Result<(), LogError> {
+    let root = open_directory(path)?;
+    for name in directory_names(path)? {
+        let below = path.join(&name);
+        let Ok(directory) = open_beneath(&root, OsStr::new(&name)) else { continue };
+        if let Some(record) = read_record(&directory).map_err(io("read the record of", &below))? {
+            let record = Record { last_used: now(), ..record };
+            write_record(&directory, &record).map_err(io("write the record of", &below))?;
+        }
+    }
+    Ok(())
 }
 
 fn write_record(directory: impl AsFd, record: &Record) -> io::Result<()> {
@@ -654,6 +762,16 @@ mod xattr {
                 error if error.raw_os_error() == Some(libc::ENODATA) => Ok(None),
                 error => Err(error),
             },
+        }
+    }
+
+    #[allow(unsafe_code)]
+    pub fn remove(file: impl AsFd, name: &str) -> io::Result<()> {
+        let name = CString::new(name)?;
+        // SAFETY: the name ends with NUL.
+        match unsafe { libc::fremovexattr(file.as_fd().as_raw_fd(), name.as_ptr()) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
         }
     }
 
@@ -709,9 +827,19 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let root = File::open(directory.path()).unwrap();
         assert_eq!(read_record(&root).unwrap(), None);
-        let record = Record { pod_uid: "1111".to_owned(), retention: 60, last_used: 7 };
+        let record = Record { pod_uid: "1111".to_owned(), retention: 60, last_used: 7, project: 1000 };
         write_record(&root, &record).unwrap();
         assert_eq!(read_record(&root).unwrap(), Some(record));
+    }
+
+    #[test]
+    fn what_a_cut_off_removal_left_goes_with_the_next() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir_all(directory.path().join("gone-1000/sub")).unwrap();
+        fs::create_dir_all(directory.path().join("new")).unwrap();
+        empty_trash(directory.path()).unwrap();
+        assert!(!directory.path().join("gone-1000").exists());
+        assert!(directory.path().join("new").exists());
     }
 
     #[test]

@@ -36,7 +36,7 @@ fn options(node: &Node) -> Result<()> {
         (log().with("size", "100Gi"), &["vg0", "100 GiB was asked for", "missing"]),
         (log().with("quota", "0"), &["quota", "more than 0"]),
         (log().with("quota", "2Gi"), &["quota", "size"]),
-        (log().with("volumeGroup", "nosuch"), &["no volume group nosuch", "vg0"]),
+        (log().with("volumeGroup", "nosuch"), &["volume group nosuch is not open", "vg0"]),
         (log().with("volumeGroup", "--help"), &["volume group", "--help"]),
         (log().with("retention", "soon"), &["retention", "24h"]),
         (log().with("qouta", "1Gi"), &["qouta", "not known"]),

@@ -35,6 +35,21 @@ fn create(node: &Node, namespace: &str, claim_uid: &str, size: &str) -> Result<(
          --addtag lvprov.io/cluster={cluster} --addtag lvprov.io/claim-uid={claim_uid} \
          --addtag lvprov.io/claim={namespace}/data vg0"
     ))?;
+    mark_new(node, namespace, claim_uid)
+}
+
+/// Writes the mark of a new volume, as the node service does after lvcreate.
+fn mark_new(node: &Node, namespace: &str, claim_uid: &str) -> Result<()> {
+    let uuid = lvm::identity::data_uuid(&namespace.parse()?, &claim_uid.parse()?);
+    let image = std::env::temp_dir().join(format!("lvprov-mark-{}-{claim_uid}", std::process::id()));
+    std::fs::write(&image, [0; 512])?;
+    lvm::filesystem::mark_new(&image, uuid)?;
+    let mark = std::fs::read(&image)?;
+    std::fs::remove_file(&image)?;
+    node.write_file(format!("/run/mark-{claim_uid}"), mark)?;
+    node.sh(&format!(
+        "dd if=/run/mark-{claim_uid} of=/dev/vg0/pvc-{claim_uid} bs=512 count=1 conv=notrunc,fsync status=none"
+    ))?;
     Ok(())
 }
 

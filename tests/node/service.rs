@@ -345,7 +345,7 @@ fn stopped(node: &Node) -> Result<()> {
     let calls = format!(
         "{call} watch 100 --patience-ms 60000 > /run/watch.out 2>&1 &\n\
          watch=$!\n\
-         flock /run/lock/lvprov/vg-vg0.lock sleep 5 &\n\
+         flock /run/lvprov/vg-vg0.lock sleep 5 &\n\
          writer=$!\n\
          sleep 0.5\n\
          {call} create {id} {SIZE} > /run/create.out 2>&1 &\n\

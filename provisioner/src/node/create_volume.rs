@@ -116,7 +116,9 @@ impl CreateVolumeError {
             // Waited for long enough; the next call may be luckier.
             Self::Lvm(CreateError::Lock(LockError::Busy { .. })) => Code::Unavailable,
             // LVM may have made it or not. The next call finds out: nothing is given back on a guess.
-            Self::Lvm(CreateError::Lock(_) | CreateError::Report(_) | CreateError::Command(_))
+            Self::Lvm(
+                CreateError::Lock(_) | CreateError::Report(_) | CreateError::Command(_) | CreateError::Device { .. },
+            )
             | Self::Interrupted(_) => Code::Unavailable,
         }
     }
