@@ -25,13 +25,11 @@ const CAPACITY_TIMEOUT: Duration = Duration::from_secs(15);
 /// For removing one item.
 const COLLECT_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// A node with a node service.
+/// A node with a node service. Its topology label is its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FleetNode {
     /// Name of the Node object.
     pub name: String,
-    /// Value of its topology label.
-    pub topology: String,
     /// None where the Node has no InternalIP.
     pub address: Option<IpAddr>,
 }
