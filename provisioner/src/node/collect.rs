@@ -15,6 +15,7 @@ use tonic::{Code, Status};
 use tracing::warn;
 
 use super::in_progress::Busy;
+use super::addressee::Misdirected;
 use super::inventory::PodsDirectory;
 use super::served::Served;
 
@@ -22,6 +23,9 @@ use super::served::Served;
 #[derive(Debug, thiserror::Error)]
 pub enum CollectError {
     /// The request holds no item.
+    /// The call is for another node.
+    #[error(transparent)]
+    Misdirected(#[from] Misdirected),
     #[error("the request names no item")]
     NoItem,
     /// A name in it is not valid.
@@ -63,6 +67,8 @@ impl CollectError {
             Self::Busy(_) => Code::Aborted,
             Self::Delete(DeleteError::Lock(LockError::Busy { .. })) => Code::Aborted,
             // Not known whether it is gone: the next inventory tells.
+            // The caller has an old address of its node.
+            Self::Misdirected(_) => Code::Unavailable,
             Self::Delete(_) | Self::Logs(_) | Self::Unmount(_) | Self::Interrupted(_) => Code::Unavailable,
         }
     }

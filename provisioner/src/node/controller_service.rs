@@ -16,6 +16,7 @@ use lvprov_proto::csi::{self, ControllerServiceCapability, Volume};
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
+use super::addressee;
 use super::capability;
 use super::capacity::Capacity;
 use super::create_volume::{self, CreateVolumeError};
@@ -158,7 +159,11 @@ impl Controller for ControllerService {
     ) -> Result<Response<csi::CreateVolumeResponse>, Status> {
         let started = Instant::now();
         let request = request.into_inner();
-        let result = self.create(&request).await;
+        let meant_here = addressee::check_metadata(&self.node_name, request.metadata());
+        let result = match meant_here {
+            Ok(()) => self.create(&request).await,
+            Err(misdirected) => Err(misdirected.into()),
+        };
         log("CreateVolume", &request.name, started, &result, |(id, created)| {
             let how = if created.existed { "existed" } else { "made" };
             format!("{how} {id} with {} B", created.size)
@@ -180,7 +185,11 @@ impl Controller for ControllerService {
     ) -> Result<Response<csi::DeleteVolumeResponse>, Status> {
         let started = Instant::now();
         let id = request.into_inner().volume_id;
-        let result = self.delete(&id).await;
+        let meant_here = addressee::check_metadata(&self.node_name, request.metadata());
+        let result = match meant_here {
+            Ok(()) => self.delete(&id).await,
+            Err(misdirected) => Err(misdirected.into()),
+        };
         log("DeleteVolume", &id, started, &result, |deleted| {
             match deleted {
                 Deleted::Removed => "removed",

@@ -12,6 +12,7 @@ use tonic::{Code, Status};
 
 use super::capability::{self, CapabilityError};
 use super::in_progress::Busy;
+use super::addressee::Misdirected;
 use crate::names::{TOPOLOGY_NODE, parameters};
 
 /// Why there is no new volume.
@@ -19,6 +20,9 @@ use crate::names::{TOPOLOGY_NODE, parameters};
 pub enum CreateVolumeError {
     /// A required parameter is missing.
     #[error("parameter {0} is missing")]
+    /// The call is for another node.
+    #[error(transparent)]
+    Misdirected(#[from] Misdirected),
     MissingParameter(&'static str),
     /// A parameter that we do not know.
     #[error("parameter {0:?} is not known")]
@@ -102,7 +106,7 @@ impl CreateVolumeError {
             | Self::ContentSource
             | Self::MutableParameters => Code::InvalidArgument,
             // The caller has an old address of its node: with the right one it goes well.
-            Self::OtherNode { .. } => Code::Unavailable,
+            Self::OtherNode { .. } | Self::Misdirected(_) => Code::Unavailable,
             // Wrong node for this class until an admin changes something: back to the scheduler.
             Self::NotServed { .. } | Self::Lvm(CreateError::NoVolumeGroup { .. }) => Code::FailedPrecondition,
             // The first call decides; this one learns of it by calling again.
@@ -366,3 +370,5 @@ mod tests {
         assert!(error.to_string().starts_with("no volume group"));
     }
 }
+        let misdirected = super::super::addressee::check("n1", "n2").unwrap_err();
+        assert_eq!(CreateVolumeError::from(misdirected).code(), Code::Unavailable);

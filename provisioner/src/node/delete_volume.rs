@@ -4,11 +4,15 @@ use lvm::names::{LvName, VgName};
 use lvm::volume::DeleteError;
 use tonic::{Code, Status};
 
+use super::addressee::Misdirected;
 use super::in_progress::Busy;
 
 /// Why a volume is still there, or may be.
 #[derive(Debug, thiserror::Error)]
 pub enum DeleteVolumeError {
+    /// The call is for another node.
+    #[error(transparent)]
+    Misdirected(#[from] Misdirected),
     /// No id is given.
     #[error("volume_id is missing")]
     MissingId,

@@ -14,6 +14,7 @@ use lvprov_proto::lvprov as wire;
 use lvprov_proto::lvprov::inventory_item::Item;
 use tonic::Status;
 
+use super::addressee::Misdirected;
 use super::served::Served;
 
 /// Directory of our FlexVolume mounts in a pod's directory.
@@ -23,6 +24,9 @@ const PLUGIN_DIRECTORY: &str = "volumes/lvprov.io~lvm";
 /// it is all or nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum InventoryError {
+    /// The call is for another node.
+    #[error(transparent)]
+    Misdirected(#[from] Misdirected),
     /// LVM could not be asked.
     #[error(transparent)]
     Report(#[from] ReportError),
