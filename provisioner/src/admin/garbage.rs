@@ -207,7 +207,7 @@ impl Judge<'_> {
 
     fn mount(&self, mount: &Mount) -> Verdict {
         if mount.pod_uid.is_empty() {
-            // Only listed where its logical volume has gone.
+            // A log volume's, and only listed where its volume group has gone.
             return Verdict::Garbage(mount.reason.clone());
         }
         if self.view.pods.contains(&mount.pod_uid) {
@@ -429,13 +429,13 @@ mod tests {
     }
 
     fn mount(pod: &str) -> Item {
-        Item::Mount(Mount { pod_uid: pod.into(), reason: "its logical volume is gone".into(), ..Mount::default() })
+        Item::Mount(Mount { pod_uid: pod.into(), reason: "its volume group is gone".into(), ..Mount::default() })
     }
 
     #[test]
     fn a_mount_goes_with_its_pod_or_its_volume() {
         assert_eq!(garbage(&judged(&view(), mount("dead"))), "its pod dead has gone");
-        assert_eq!(garbage(&judged(&view(), mount(""))), "its logical volume is gone");
+        assert_eq!(garbage(&judged(&view(), mount(""))), "its volume group is gone");
         assert_eq!(judged(&view(), mount("living")), Verdict::Keep(Kept::Pod));
     }
 }

@@ -28,7 +28,7 @@ Listed are, of all nodes:
   data            a logical volume of this cluster with neither PersistentVolume nor claim
   log-directory   a pod's part of a log volume, after the pod and its retention
   log             a log volume in which no pod's directory is left
-  mount           a mount whose pod or logical volume has gone
+  mount           a mount whose pod has gone, or of a log volume whose volume group has
 
 Examples:
   # What would be removed, and why
