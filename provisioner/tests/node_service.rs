@@ -297,7 +297,7 @@ async fn wrong_requests_are_refused_with_their_codes() {
     // No volume of ours can have this id: there is nothing left to do.
     controller.delete_volume(delete("vg0/home")).await.unwrap();
     let status = controller.delete_volume(delete(&format!("vg1/pvc-{UID}"))).await.unwrap_err();
-    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert_eq!(status.code(), Code::PermissionDenied);
 
     let validate = ValidateVolumeCapabilitiesRequest {
         volume_id: "vg0/home".to_owned(),

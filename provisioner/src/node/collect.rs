@@ -72,8 +72,8 @@ impl CollectError {
             // The request itself is wrong.
             Self::NoItem | Self::Name(_) | Self::Place { .. } => Code::InvalidArgument,
             // Not ours to touch, as things are set up.
-            Self::NotServed(_) | Self::Delete(DeleteError::NotOurs { .. }) => Code::FailedPrecondition,
-            Self::Logs(LogsError::Delete(DeleteError::NotOurs { .. })) => Code::FailedPrecondition,
+            Self::NotServed(_) | Self::Delete(DeleteError::NotOurs { .. }) => Code::PermissionDenied,
+            Self::Logs(LogsError::Delete(DeleteError::NotOurs { .. })) => Code::PermissionDenied,
             // Another caller is at it.
             Self::Busy(_) => Code::Aborted,
             Self::Delete(DeleteError::Lock(LockError::Busy { .. })) => Code::Aborted,
@@ -353,7 +353,7 @@ mod tests {
         assert!(matches!(directory("shop", "..", "vg0"), Err(CollectError::Name(_))));
         assert!(matches!(directory("shop", "web-a", "-y"), Err(CollectError::Name(_))));
         let foreign = directory("shop", "web-a", "vg1").unwrap_err();
-        assert_eq!(Status::from(foreign).code(), Code::FailedPrecondition);
+        assert_eq!(Status::from(foreign).code(), Code::PermissionDenied);
         let nothing = Doomed::parse(
             Some(wire::InventoryItem { item: None }),
             &Served::default(),

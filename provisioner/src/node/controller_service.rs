@@ -64,7 +64,8 @@ impl ControllerService {
         // then nobody else may touch the volume.
         let created = tokio::task::spawn_blocking(move || {
             let _held = (operation, turn);
-            lvm.create_data(&volume)
+            let made = lvm.create_data(&volume);
+            made.map_err(|error| create_volume::failure(error, || lvm.find(&volume.vg, &volume.name)))
         })
         .await
         .map_err(|error| CreateVolumeError::Interrupted(error.to_string()))??;
@@ -158,8 +159,8 @@ impl Controller for ControllerService {
         request: Request<csi::CreateVolumeRequest>,
     ) -> Result<Response<csi::CreateVolumeResponse>, Status> {
         let started = Instant::now();
-        let request = request.into_inner();
         let meant_here = addressee::check_metadata(&self.node_name, request.metadata());
+        let request = request.into_inner();
         let result = match meant_here {
             Ok(()) => self.create(&request).await,
             Err(misdirected) => Err(misdirected.into()),
@@ -184,8 +185,8 @@ impl Controller for ControllerService {
         request: Request<csi::DeleteVolumeRequest>,
     ) -> Result<Response<csi::DeleteVolumeResponse>, Status> {
         let started = Instant::now();
-        let id = request.into_inner().volume_id;
         let meant_here = addressee::check_metadata(&self.node_name, request.metadata());
+        let id = request.into_inner().volume_id;
         let result = match meant_here {
             Ok(()) => self.delete(&id).await,
             Err(misdirected) => Err(misdirected.into()),
