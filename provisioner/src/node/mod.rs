@@ -5,6 +5,7 @@
 //! label known. LVM is asked for what the volume groups hold once at start and
 //! after every change ([`capacity`]); between changes no process is started.
 
+pub mod addressee;
 pub mod admin_service;
 pub mod capability;
 pub mod capacity;
