@@ -1,20 +1,28 @@
 //! Child processes: the only place that starts any.
 //!
 //! No shell, nothing of the caller's environment, standard output and error
-//! apart, and every run counted, by kind. Where the node's configuration names a
+//! apart, and every run counted, by kind. No run is ever killed: one that takes
+//! too long is left to finish, holding its lock, and its caller is told so. Its
+//! output goes to memory files rather than pipes, so that it can still write
+//! when its caller has died: a broken pipe would kill lvm half way. Where the node's configuration names a
 //! `commandLog`, each run is also written there as one JSON line, so that an
 //! admin can see what was done to the disks, and a test how often.
 
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::Serialize;
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::os::fd::{AsRawFd, RawFd};
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How long a child process is waited for. kubelet itself sets no limit, and
+/// gives CSI calls two minutes.
+pub const LIMIT: Duration = Duration::from_secs(100);
 
 /// What a child process is run for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -67,7 +75,17 @@ pub enum CommandError {
         /// Path of the program.
         program: String,
         /// What the system said.
-        source: std::io::Error,
+        source: io::Error,
+    },
+    /// It has not ended in time.
+    #[error("{command} is still running after {} s (process {pid}); it is left to finish. If it hangs, look at that process, at the disks and at suspended devices (dmsetup info)", .after.as_secs())]
+    StillRunning {
+        /// The command line, for reading.
+        command: String,
+        /// How long was waited.
+        after: Duration,
+        /// Its process id.
+        pid: u32,
     },
     /// It ended with an error.
     #[error("{command} failed with {status}: {stderr}")]
@@ -75,7 +93,7 @@ pub enum CommandError {
         /// The command line, for reading.
         command: String,
         /// Exit status or signal.
-        status: std::process::ExitStatus,
+        status: ExitStatus,
         /// What it wrote to standard error, on one line and not endless.
         stderr: String,
     },
@@ -85,7 +103,7 @@ pub enum CommandError {
 #[derive(Debug)]
 pub struct Finished {
     /// Its exit status.
-    pub status: std::process::ExitStatus,
+    pub status: ExitStatus,
     /// Standard output.
     pub stdout: Vec<u8>,
     /// Standard error.
@@ -107,22 +125,29 @@ const SEARCHED: &str = "/usr/sbin, /sbin, /usr/bin and /bin";
 const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
 
 /// Starts child processes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Runner {
     log: Option<PathBuf>,
     cgroup: Option<File>,
+    limit: Duration,
+}
+
+impl Default for Runner {
+    fn default() -> Self {
+        Self::new(None)
+    }
 }
 
 impl Runner {
     /// `log`: where each run is written down, if anywhere.
     pub fn new(log: Option<PathBuf>) -> Self {
-        Self { log, cgroup: None }
+        Self { log, cgroup: None, limit: LIMIT }
     }
 
     /// Lets mutating commands run in the cgroup (v2) at `directory`, so that
     /// they outlive the container of their parent: an lvm command killed half
     /// way can leave devices suspended.
-    pub fn in_cgroup(mut self, directory: &Path) -> std::io::Result<Self> {
+    pub fn in_cgroup(mut self, directory: &Path) -> io::Result<Self> {
         std::fs::create_dir_all(directory)?;
         self.cgroup = Some(OpenOptions::new().write(true).open(directory.join("cgroup.procs"))?);
         Ok(self)
@@ -149,6 +174,13 @@ impl Runner {
         }
         .fetch_add(1, Ordering::Relaxed);
 
+        let mut shown = program.to_owned();
+        for arg in args {
+            shown.push(' ');
+            shown.push_str(&arg.as_ref().to_string_lossy());
+        }
+        let failed = |source| CommandError::Start { program: path.display().to_string(), source };
+        let (mut stdout, mut stderr) = (Captured::new().map_err(failed)?, Captured::new().map_err(failed)?);
         let mut command = Command::new(&path);
         command
             .args(args)
@@ -158,26 +190,28 @@ impl Runner {
             .env("LVM_SUPPRESS_FD_WARNINGS", "1")
             .current_dir("/")
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+            .stdout(stdout.writer().map_err(failed)?)
+            .stderr(stderr.writer().map_err(failed)?);
         let cgroup = self.cgroup.as_ref().filter(|_| kind == Kind::Mutate).map(AsRawFd::as_raw_fd);
         if inherit.is_some() || cgroup.is_some() {
             prepare(&mut command, inherit, cgroup);
         }
         let start = Instant::now();
-        let output =
-            command.output().map_err(|source| CommandError::Start { program: path.display().to_string(), source })?;
-        let mut shown = program.to_owned();
-        for arg in args {
-            shown.push(' ');
-            shown.push_str(&arg.as_ref().to_string_lossy());
-        }
-        self.write_down(kind, &shown, &output, start);
-        Ok(Finished { status: output.status, stdout: output.stdout, stderr: output.stderr, command: shown })
+        let mut child = command.spawn().map_err(failed)?;
+        let pid = child.id();
+        let status = wait(&mut child, self.limit).map_err(failed)?;
+        self.write_down(kind, &shown, status, start);
+        let Some(status) = status else {
+            // Its end is taken note of, so that no zombie stays.
+            std::thread::spawn(move || child.wait());
+            return Err(CommandError::StillRunning { command: shown, after: start.elapsed(), pid });
+        };
+        let (stdout, stderr) = (stdout.read().map_err(failed)?, stderr.read().map_err(failed)?);
+        Ok(Finished { status, stdout, stderr, command: shown })
     }
 
     /// The log is a help, never a reason to fail.
-    fn write_down(&self, kind: Kind, command: &str, output: &std::process::Output, start: Instant) {
+    fn write_down(&self, kind: Kind, command: &str, status: Option<ExitStatus>, start: Instant) {
         #[derive(Serialize)]
         struct Line<'a> {
             kind: Kind,
@@ -187,19 +221,81 @@ impl Runner {
             pid: u32,
         }
         let Some(path) = &self.log else { return };
-        let line = Line {
-            kind,
-            command,
-            exit: output.status.code(),
-            ms: start.elapsed().as_millis(),
-            pid: std::process::id(),
-        };
+        let exit = status.and_then(|status| status.code());
+        let line = Line { kind, command, exit, ms: start.elapsed().as_millis(), pid: std::process::id() };
         if let Ok(mut text) = serde_json::to_string(&line) {
             text.push('\n');
             // One write with O_APPEND: lines of several processes do not mix.
             let _ =
                 OpenOptions::new().create(true).append(true).open(path).and_then(|mut f| f.write_all(text.as_bytes()));
         }
+    }
+}
+
+/// What a child writes: a file without a name that outlives both ends.
+struct Captured(File);
+
+impl Captured {
+    fn new() -> io::Result<Self> {
+        Ok(Self(File::from(memfd_create("lvprov", MFdFlags::MFD_CLOEXEC)?)))
+    }
+
+    fn writer(&self) -> io::Result<File> {
+        self.0.try_clone()
+    }
+
+    fn read(&mut self) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.0.rewind()?;
+        self.0.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+}
+
+/// Waits for the end of a child. None: it has not ended in time.
+fn wait(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
+    let deadline = Instant::now() + limit;
+    match pidfd(child) {
+        Ok(pidfd) => loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let mut poll = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            match poll_one(&mut poll, left) {
+                Ok(true) => return child.wait().map(Some),
+                Ok(false) if left.is_zero() => return child.try_wait(),
+                Ok(false) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        },
+        // Before Linux 5.3.
+        Err(_) => loop {
+            match child.try_wait()? {
+                None if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+                ended => return Ok(ended),
+            }
+        },
+    }
+}
+
+#[allow(unsafe_code)]
+fn pidfd(child: &Child) -> io::Result<OwnedFd> {
+    // SAFETY: the child has not been waited for, so its id is still its own.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::pid_t::try_from(child.id()).unwrap_or(-1), 0) };
+    let fd = RawFd::try_from(fd).unwrap_or(-1);
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+#[allow(unsafe_code)]
+fn poll_one(poll: &mut libc::pollfd, limit: Duration) -> io::Result<bool> {
+    let milliseconds = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: one valid pollfd is handed over, and one is told.
+    match unsafe { libc::poll(poll, 1, milliseconds) } {
+        -1 => Err(io::Error::last_os_error()),
+        ready => Ok(ready > 0),
     }
 }
 
@@ -212,7 +308,7 @@ fn prepare(command: &mut Command, inherit: Option<RawFd>, cgroup: Option<RawFd>)
             if let Some(fd) = inherit
                 && libc::fcntl(fd, libc::F_SETFD, 0) < 0
             {
-                return Err(std::io::Error::last_os_error());
+                return Err(io::Error::last_os_error());
             }
             if let Some(fd) = cgroup {
                 // "0" is the writing process itself (cgroups(7)). Failing to move is no reason to fail.
@@ -273,6 +369,24 @@ mod tests {
         assert!(with.status.success());
         let without = Runner::default().run(Kind::Tool, "readlink", &[&path], None).unwrap();
         assert!(!without.status.success());
+    }
+
+    #[test]
+    fn what_takes_too_long_is_left_to_finish() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("commands.log");
+        let runner = Runner { limit: Duration::from_millis(50), ..Runner::new(Some(log)) };
+        let start = Instant::now();
+        let error = runner.run(Kind::Tool, "sleep", &["0.6"], None).unwrap_err();
+        assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
+        let CommandError::StillRunning { pid, .. } = error else { panic!("{error}") };
+        assert!(Path::new(&format!("/proc/{pid}")).exists(), "it has been killed");
+    }
+
+    #[test]
+    fn much_output_is_read_whole() {
+        let done = Runner::default().run(Kind::Tool, "seq", &["200000"], None).unwrap();
+        assert!(done.stdout.ends_with(b"\n200000\n"));
     }
 
     #[test]

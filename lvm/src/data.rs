@@ -214,7 +214,7 @@ impl Lvm {
     /// The slow road: not active, or without a file system yet.
     fn prepare_data(&self, request: &PublishData, node: &Path) -> Result<(), PublishDataError> {
         // Of this volume only: others may be formatted meanwhile.
-        let _lock = Lock::volume(&request.lv, PATIENCE)?;
+        let lock = Lock::volume(&request.lv, PATIENCE)?;
         let Some(found) = self.find(&request.vg, &request.lv)? else {
             return Err(PublishDataError::Missing { vg: request.vg.clone(), lv: request.lv.clone() });
         };
@@ -235,7 +235,7 @@ impl Lvm {
                 if !again {
                     filesystem::prove_blank(&self.runner, node)?;
                 }
-                filesystem::make(&self.runner, node, request.fs, uuid, false, again)?;
+                filesystem::make(&self.runner, lock.fd(), node, request.fs, uuid, false, again)?;
                 Superblock { fs: request.fs, uuid, complete: true }
             }
         };

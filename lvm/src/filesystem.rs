@@ -5,6 +5,7 @@ use nix::mount::MsFlags;
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::os::fd::RawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use uuid::Uuid;
@@ -203,9 +204,11 @@ pub fn prove_blank(runner: &Runner, device: &Path) -> Result<(), BlankError> {
 }
 
 /// Makes a file system with the given UUID. `again`: over one of our own whose
-/// mkfs did not come to its end. `quota`: ready for project quotas.
+/// mkfs did not come to its end. `quota`: ready for project quotas. `lock`: that
+/// of the volume, which mkfs keeps even if this process dies.
 pub fn make(
     runner: &Runner,
+    lock: RawFd,
     device: &Path,
     fs: FsType,
     uuid: Uuid,
@@ -226,7 +229,7 @@ pub fn make(
         _ => {}
     }
     args.push(device.display().to_string());
-    runner.run(Kind::Tool, if fs == FsType::Xfs { "mkfs.xfs" } else { "mkfs.ext4" }, &args, None)?.success()?;
+    runner.run(Kind::Tool, if fs == FsType::Xfs { "mkfs.xfs" } else { "mkfs.ext4" }, &args, Some(lock))?.success()?;
     Ok(())
 }
 
@@ -245,6 +248,7 @@ pub fn grow(runner: &Runner, fs: FsType, device: &Path, mounted_at: &Path) -> Re
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::os::fd::AsRawFd;
 
     fn image(size: u64) -> tempfile::NamedTempFile {
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -259,7 +263,7 @@ mod tests {
             let file = image(fs.minimum_size());
             assert_eq!(superblock(file.path()).unwrap(), None);
             prove_blank(&Runner::default(), file.path()).unwrap();
-            make(&Runner::default(), file.path(), fs, uuid, quota, false).unwrap();
+            make(&Runner::default(), file.as_file().as_raw_fd(), file.path(), fs, uuid, quota, false).unwrap();
             assert_eq!(superblock(file.path()).unwrap(), Some(Superblock { fs, uuid, complete: true }));
             let error = prove_blank(&Runner::default(), file.path()).unwrap_err().to_string();
             assert!(error.contains(fs.as_str()) && error.contains("wipefs"), "{error}");

@@ -248,8 +248,8 @@ impl Lvm {
             return Err(LogError::TooSmall { asked: request.size, fs: request.fs });
         }
         let place = self.place(&request.vg, &request.namespace, &request.volume);
-        let _lock = Lock::volume(&place.lv, PATIENCE)?;
-        let node = self.ensure_mounted(&place, Some((request.size, request.fs)))?;
+        let lock = Lock::volume(&place.lv, PATIENCE)?;
+        let node = self.ensure_mounted(&place, &lock, Some((request.size, request.fs)))?;
         let has = mounts::device_size(&node).map_err(io("read the size of", &node))?;
         if has < request.size {
             self.extend(&request.vg, &place.lv, request.size)?;
@@ -308,7 +308,12 @@ impl Lvm {
 
     /// Mounts the log volume at its path, if it is not, and gives its device.
     /// `create`: size and file system of one that is not there yet.
-    fn ensure_mounted(&self, place: &Place<'_>, create: Option<(u64, FsType)>) -> Result<PathBuf, LogError> {
+    fn ensure_mounted(
+        &self,
+        place: &Place<'_>,
+        lock: &Lock,
+        create: Option<(u64, FsType)>,
+    ) -> Result<PathBuf, LogError> {
         let node = device(place.vg, &place.lv);
         if let Some(there) = mounts::at(&place.path).map_err(io("look at", &place.path))? {
             return match there.logical_volume() {
@@ -322,8 +327,8 @@ impl Lvm {
         let uuid = identity::log_uuid(place.namespace, place.volume);
         let superblock = match filesystem::superblock(&node) {
             Ok(Some(superblock)) if superblock.complete => superblock,
-            Ok(_) => self.prepare_log(place, &node, create)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => self.prepare_log(place, &node, create)?,
+            Ok(_) => self.prepare_log(place, lock, &node, create)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.prepare_log(place, lock, &node, create)?,
             Err(error) => return Err(io("read", &node)(error)),
         };
         if superblock.uuid != uuid {
@@ -346,6 +351,7 @@ impl Lvm {
     fn prepare_log(
         &self,
         place: &Place<'_>,
+        volume_lock: &Lock,
         node: &Path,
         create: Option<(u64, FsType)>,
     ) -> Result<filesystem::Superblock, LogError> {
@@ -380,7 +386,7 @@ impl Lvm {
                     filesystem::prove_blank(&self.runner, node)?;
                 }
                 let fs = create.map(|(_, fs)| fs).unwrap_or_default();
-                filesystem::make(&self.runner, node, fs, uuid, true, again)?;
+                filesystem::make(&self.runner, volume_lock.fd(), node, fs, uuid, true, again)?;
                 Ok(filesystem::Superblock { fs, uuid, complete: true })
             }
         }
@@ -399,7 +405,7 @@ impl Lvm {
         Some(
             Lock::volume(&place.lv, PATIENCE)
                 .map_err(LogError::from)
-                .and_then(|_lock| self.ensure_mounted(&place, None)),
+                .and_then(|lock| self.ensure_mounted(&place, &lock, None)),
         )
     }
 
@@ -459,8 +465,8 @@ impl Lvm {
         let place = self.place(vg, namespace, volume);
         let path = place.path.join(name.as_str());
         let changed = |reason| CollectError::Changed { what: path.display().to_string(), reason };
-        let _lock = Lock::volume(&place.lv, PATIENCE)?;
-        self.ensure_mounted(&place, None)?;
+        let lock = Lock::volume(&place.lv, PATIENCE)?;
+        self.ensure_mounted(&place, &lock, None)?;
         let number = mounts::file_system_of(&place.path).map_err(io("look at", &place.path))?;
         let all = mounts::all().map_err(io("read the mounts above", &path))?;
         if is_bound(&all, number, name.as_str()) {
@@ -489,8 +495,8 @@ impl Lvm {
     pub fn collect_log(&self, vg: &VgName, namespace: &Namespace, volume: &LogVolumeName) -> Result<(), CollectError> {
         let place = self.place(vg, namespace, volume);
         let changed = |reason| CollectError::Changed { what: format!("{vg}/{}", place.lv), reason };
-        let _lock = Lock::volume(&place.lv, PATIENCE)?;
-        match self.ensure_mounted(&place, None) {
+        let lock = Lock::volume(&place.lv, PATIENCE)?;
+        match self.ensure_mounted(&place, &lock, None) {
             Ok(_) => {
                 if !directory_names(&place.path)?.is_empty() {
                     return Err(changed("it has directories again"));

@@ -257,9 +257,7 @@ mod tests {
 
     #[tokio::test]
     async fn half_an_answer_is_none() {
-        let failure = |code: u16| {
-            json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": "no"})
-        };
+        let failure = |code: u16| json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": "no"});
         let begun = || vec![(KUBE_SYSTEM, 200, kube_system()), (VOLUMES, 200, page(json!([]), ""))];
         // The list has changed so much that its second page is no longer to be had.
         let mut expired = begun();

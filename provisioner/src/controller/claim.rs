@@ -35,6 +35,10 @@ use crate::names::{DRIVER, TOPOLOGY_NODE, parameters};
 const CREATE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Between attempts, where the next may well succeed.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// A node that answers, but whose LVM fails or is busy, is given up after so
+/// many times the patience with one that does not answer: it may have made the
+/// volume, and another node would make a second one.
+const PATIENCE_WITH_LVM: u32 = 10;
 /// Between attempts, where somebody has to do something first.
 const PARKED: Duration = Duration::from_secs(5 * 60);
 
@@ -285,6 +289,9 @@ enum Next {
     HandBack(Reason),
     /// The node may not be there; handed back if that lasts.
     Unreachable,
+    /// May succeed next time. If it never does, another node serves the claim;
+    /// what this one may have made all the same is shown by `lvprov gc`.
+    RetryThenHandBack,
     /// May succeed next time.
     Retry,
     /// Will not succeed before somebody has done something.
@@ -295,7 +302,9 @@ fn next(status: &Status) -> Next {
     match status.code() {
         Code::ResourceExhausted => Next::HandBack(Reason::NotEnoughSpace),
         Code::FailedPrecondition => Next::HandBack(Reason::NoVolumeGroup),
-        Code::Unavailable => Next::Unreachable,
+        // A status with a cause was not sent by the node: the connection broke.
+        Code::Unavailable if std::error::Error::source(status).is_some() => Next::Unreachable,
+        Code::Unavailable => Next::RetryThenHandBack,
         // A volume of this name, with another layout; a request that the node
         // does not understand or does not take from us. The same will be said
         // again.
@@ -323,11 +332,24 @@ async fn failed(claim: &PersistentVolumeClaim, node: &str, status: &Status, ctx:
             hand_back(claim, node, reason, note, ctx).await
         }
         Next::Unreachable => unreachable(claim, node, Duration::ZERO, &said, ctx).await,
+        Next::RetryThenHandBack => {
+            let row = ctx.failures.note(&uid, node, LONGEST_WAIT);
+            let patience = ctx.patience * PATIENCE_WITH_LVM;
+            let left = patience.saturating_sub(row.since);
+            if left.is_zero() {
+                let note = format!(
+                    "node {node}, chosen for the pod of this claim, could not make the volume for {} s: {said}. The \
+                     scheduler chooses another one",
+                    patience.as_secs()
+                );
+                return hand_back(claim, node, Reason::ProvisioningFailed, note, ctx).await;
+            }
+            ctx.events.tell(claim, Reason::ProvisioningFailed, tried_again(node, status)).await;
+            Ok(Action::requeue(row.wait.min(left)))
+        }
         Next::Retry => {
             let wait = ctx.failures.note(&uid, node, LONGEST_WAIT).wait;
-            let note =
-                format!("node {node} could not make the volume, which is tried again: {said} ({:?})", status.code());
-            ctx.events.tell(claim, Reason::ProvisioningFailed, note).await;
+            ctx.events.tell(claim, Reason::ProvisioningFailed, tried_again(node, status)).await;
             Ok(Action::requeue(wait))
         }
         Next::Park => {
@@ -340,6 +362,10 @@ async fn failed(claim: &PersistentVolumeClaim, node: &str, status: &Status, ctx:
             Ok(Action::requeue(PARKED))
         }
     }
+}
+
+fn tried_again(node: &str, status: &Status) -> String {
+    format!("node {node} could not make the volume, which is tried again: {} ({:?})", explain(status), status.code())
 }
 
 /// Waits for a node to answer, and hands the claim back when that takes too

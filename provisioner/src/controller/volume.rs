@@ -326,27 +326,16 @@ async fn delete_volume(place: &Place, ctx: &Context) -> Result<(), Undeleted> {
         Err(status) => status,
     };
     let said = explain(&status);
-    Err(match status.code() {
-        Code::FailedPrecondition => Undeleted {
-            reason: Reason::VolumeInUse,
-            note: format!(
-                "{} on node {} is still in use, so it is not removed yet: {said}. It is tried again \
-                 until its last user has gone",
-                place.handle(),
-                node.name
-            ),
-            again: Again::Later,
-        },
-        code => Undeleted {
-            reason: Reason::VolumeDeleteFailed,
-            note: format!(
-                "{} on node {} could not be removed and is tried again: {said} ({code:?})",
-                place.handle(),
-                node.name
-            ),
-            again: Again::Later,
-        },
-    })
+    let note = format!(
+        "{} on node {} is not removed yet, which is tried again: {said} ({:?})",
+        place.handle(),
+        node.name,
+        status.code()
+    );
+    // Refused is also what has lost our tags, or is in a group that the node does not serve.
+    let in_use = status.code() == Code::FailedPrecondition && said.contains("in use");
+    let reason = if in_use { Reason::VolumeInUse } else { Reason::VolumeDeleteFailed };
+    Err(Undeleted { reason, note, again: Again::Later })
 }
 
 fn others(volume: &PersistentVolume) -> Vec<String> {

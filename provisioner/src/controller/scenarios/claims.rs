@@ -128,10 +128,19 @@ async fn a_claim_that_changed_meanwhile_is_not_handed_back() {
     scene.api.expect_nothing_more().await;
 }
 
+/// A connection to where nobody listens.
+async fn silent(scene: &Scene) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let channel = tonic::transport::Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
+    scene.ctx.nodes.place(scene.ctx.nodes.view("n1").unwrap(), channel);
+}
+
 #[tokio::test]
 async fn a_node_that_does_not_answer_is_waited_for_first() {
     let mut scene = Scene::new(with_node()).await;
-    scene.node.refuse(Status::unavailable("shutting down"));
+    silent(&scene).await;
     let action = reconcile(parsed(claim()), scene.ctx.clone()).await.unwrap();
     assert_ne!(action, Action::await_change());
     scene.api.expect_nothing_more().await;
@@ -140,13 +149,30 @@ async fn a_node_that_does_not_answer_is_waited_for_first() {
 #[tokio::test]
 async fn a_node_that_stays_silent_hands_the_claim_back() {
     let mut scene = Scene::new(with_node()).await;
+    silent(&scene).await;
     Arc::get_mut(&mut scene.ctx).unwrap().patience = Duration::ZERO;
-    scene.node.refuse(Status::unavailable("shutting down"));
     let running = tokio::spawn(reconcile(parsed(claim()), scene.ctx.clone()));
     expect_hand_back(&mut scene.api).await;
     let note = scene.api.expect_event("shop", "NodeUnreachable").await;
-    assert!(note.contains("shutting down"), "{note}");
+    assert!(note.contains("refused"), "{note}");
     running.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_node_whose_lvm_fails_is_told_of_and_in_the_end_given_up() {
+    let mut scene = Scene::new(with_node()).await;
+    scene.node.refuse(Status::unavailable("lvcreate failed with exit status 5"));
+    let running = tokio::spawn(reconcile(parsed(claim()), scene.ctx.clone()));
+    let note = scene.api.expect_event("shop", "ProvisioningFailed").await;
+    assert!(note.contains("tried again: lvcreate failed"), "{note}");
+    assert_ne!(running.await.unwrap().unwrap(), Action::await_change());
+
+    Arc::get_mut(&mut scene.ctx).unwrap().patience = Duration::ZERO;
+    let running = tokio::spawn(reconcile(parsed(claim()), scene.ctx.clone()));
+    expect_hand_back(&mut scene.api).await;
+    let note = scene.api.expect_event("shop", "ProvisioningFailed").await;
+    assert!(note.contains("The scheduler chooses another one"), "{note}");
+    assert_eq!(running.await.unwrap().unwrap(), Action::await_change());
 }
 
 #[tokio::test]

@@ -44,7 +44,7 @@ async fn a_released_volume_goes_before_its_pv() {
 #[tokio::test]
 async fn a_volume_in_use_keeps_its_pv_and_says_so() {
     let mut scene = Scene::new(World::default()).await;
-    scene.node.refuse(Status::failed_precondition("mounted in the namespace of process 17"));
+    scene.node.refuse(Status::failed_precondition("logical volume vg0/x is in use (mounted by process 17)"));
     let running = tokio::spawn(reconcile(parsed(volume("Released")), scene.ctx.clone()));
     scene.api.expect("GET", &path()).await.answer(200, volume("Released"));
     scene.api.expect("GET", CLAIM_PATH).await.refuse(404, "NotFound");
