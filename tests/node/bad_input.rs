@@ -33,7 +33,7 @@ fn options(node: &Node) -> Result<()> {
         (log().with("size", "-1Gi"), &["size", "out of range"]),
         (log().with("size", "much"), &["size", "quantity"]),
         (log().with("size", "100Mi").with("quota", "1Mi"), &["too small for xfs", "300 MiB"]),
-        (log().with("size", "100Gi"), &["vg0", "100 GiB was asked for", "missing"]),
+        (log().with("size", "900Gi"), &["vg0", "900 GiB was asked for", "missing"]),
         (log().with("quota", "0"), &["quota", "more than 0"]),
         (log().with("quota", "2Gi"), &["quota", "size"]),
         (log().with("volumeGroup", "nosuch"), &["volume group nosuch is not open", "vg0"]),

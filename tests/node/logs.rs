@@ -176,8 +176,7 @@ fn stolen_project(node: &Node) -> Result<()> {
     ensure!(project("web-a")? == of_a, "the project is still the neighbour's");
     ensure!(fill(node, &b.directory(), 60)?, "the neighbour's limit has been changed");
     b.unmount(node)?.success()?;
-    call(node, &["unmount", "/var/lib/kubelet/pods/logs-9a/volumes/lvprov.io~lvm/logs"])?
-        .success()
+    call(node, &["unmount", "/var/lib/kubelet/pods/logs-9a/volumes/lvprov.io~lvm/logs"])?.success()
 }
 
 fn many_files(node: &Node) -> Result<()> {
@@ -207,8 +206,7 @@ fn growth_cut_off(node: &Node) -> Result<()> {
     let before = blocks()?;
     call.with("size", "2Gi").mount(node)?.success()?;
     ensure!(blocks()? > before + (900 << 8), "{before} -> {} blocks", blocks()?);
-    call(node, &["unmount", "/var/lib/kubelet/pods/logs-11/volumes/lvprov.io~lvm/logs"])?
-        .success()
+    call(node, &["unmount", "/var/lib/kubelet/pods/logs-11/volumes/lvprov.io~lvm/logs"])?.success()
 }
 
 /// The power goes after lvcreate has made the volume and before it has wiped

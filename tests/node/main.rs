@@ -8,7 +8,7 @@ mod service;
 
 use anyhow::Result;
 use lvprov_tests::Test;
-use xtask::testbed::Node;
+use xtask::testbed::{Node, NodeOptions};
 
 /// Where the node's children are written down.
 const COMMANDS: &str = "/run/lvprov-commands.log";
@@ -21,7 +21,8 @@ fn main() {
     tests.extend(logs::TESTS);
     tests.extend(service::TESTS);
     lvprov_tests::run(&tests, || {
-        let node = Node::boot()?;
+        // Sparse: the tests leave their volumes behind.
+        let node = Node::boot_with(NodeOptions { disks_gib: vec![100], ..NodeOptions::default() })?;
         node.write_file("/etc/lvprov/node.json", format!(r#"{{"commandLog":"{COMMANDS}"}}"#))?;
         Ok(node)
     })
