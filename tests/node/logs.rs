@@ -195,16 +195,16 @@ fn many_files(node: &Node) -> Result<()> {
 
 /// The power goes between lvextend and xfs_growfs.
 fn growth_cut_off(node: &Node) -> Result<()> {
-    let call = Call::log("logs", "web-a", "logs-11", "cutoff");
-    call.mount(node)?.success()?;
-    call.unmount(node)?.success()?;
+    let log = Call::log("logs", "web-a", "logs-11", "cutoff");
+    log.mount(node)?.success()?;
+    log.unmount(node)?.success()?;
     let base = "/var/log/lvprov/logs/cutoff";
     let mark = format!("import os; os.setxattr('{base}', 'trusted.lvprov.growing', b'1')");
     node.run(["python3", "-c", &mark])?;
     node.sh("lvextend -qq -L 2g $(lvs --noheadings -o lv_full_name @lvprov.io/log=logs/cutoff)")?;
     let blocks = || -> Result<u64> { Ok(node.run(["stat", "-f", "-c", "%b", base])?.parse()?) };
     let before = blocks()?;
-    call.with("size", "2Gi").mount(node)?.success()?;
+    log.with("size", "2Gi").mount(node)?.success()?;
     ensure!(blocks()? > before + (900 << 8), "{before} -> {} blocks", blocks()?);
     call(node, &["unmount", "/var/lib/kubelet/pods/logs-11/volumes/lvprov.io~lvm/logs"])?.success()
 }

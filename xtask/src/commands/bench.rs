@@ -243,7 +243,7 @@ impl Bench<'_> {
     fn lvcreate(&self, size: &str) -> Result<f64> {
         let script = format!(
             "export LVM_SUPPRESS_FD_WARNINGS=1\n\
-             exec 9>> /run/lock/lvprov/vg-vg0.lock && flock 9 || exit 1\n\
+             exec 9>> /run/lvprov/vg-vg0.lock && flock 9 || exit 1\n\
              before=${{EPOCHREALTIME/./}}\n\
              lvm lvcreate --yes --quiet --wipesignatures y --zero y --name bench --size {size} vg0 > /dev/null || exit 1\n\
              echo $((${{EPOCHREALTIME/./}} - before))\n\
