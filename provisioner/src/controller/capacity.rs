@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::storage::v1::{CSIDriver, CSIDriverSpec, CSIStorageCapacity, StorageClass};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, OwnerReference};
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams};
@@ -21,6 +22,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::broadcast;
 use tracing::{debug, info, warn};
 
+use super::claim::ClassChanged;
 use super::error::is_not_found;
 use super::names::{FIELD_MANAGER, MANAGED_BY};
 use super::nodes::{Nodes, State, View};
@@ -166,33 +168,42 @@ pub struct Publisher {
     namespace: String,
     owner: Option<OwnerReference>,
     nodes: Arc<Nodes>,
+    node_objects: Store<Node>,
     classes: Store<StorageClass>,
     patience: Duration,
 }
 
 impl Publisher {
-    /// `owner`: with whom the objects go; `patience`: how long a silent node's
+    /// `owner`: with whom the objects go; `nodes`: fed from the watch that
+    /// `node_objects` is of; `patience`: how long a silent node's
     /// objects stay.
     pub fn new(
         client: Client,
         namespace: String,
         owner: Option<OwnerReference>,
         nodes: Arc<Nodes>,
+        node_objects: Store<Node>,
         classes: Store<StorageClass>,
         patience: Duration,
     ) -> Self {
-        Self { client, namespace, owner, nodes, classes, patience }
+        Self { client, namespace, owner, nodes, node_objects, classes, patience }
     }
 
     /// Works until dropped. `class_changed` tells of changed classes.
-    pub async fn run(self, mut class_changed: broadcast::Receiver<String>) {
+    pub async fn run(self, mut class_changed: broadcast::Receiver<ClassChanged>) {
         let api: Api<CSIStorageCapacity> = Api::namespaced(self.client.clone(), &self.namespace);
         let (objects, writer) = store::<CSIStorageCapacity>();
         let config = watcher::Config::default().labels(&format!("{MANAGED_BY}={DRIVER}"));
         let watch = watcher(api.clone(), config).default_backoff().reflect(writer).touched_objects();
         let mut watch = pin!(watch);
         let mut news = self.nodes.news();
-        let mut ready = pin!(objects.wait_until_ready());
+        // A class or a node that the watches have not brought yet is none that
+        // has gone: its objects must not be withdrawn.
+        let mut ready = pin!(futures::future::try_join3(
+            objects.wait_until_ready(),
+            self.classes.wait_until_ready(),
+            self.node_objects.wait_until_ready(),
+        ));
         let mut is_ready = false;
         let mut driver_made = false;
         let mut again = Some(Duration::ZERO);

@@ -20,15 +20,16 @@ use serde_json::json;
 use tonic::{Code, Status};
 use tracing::info;
 
+use super::calls::{Call, wanted};
 use super::context::Context;
-use super::error::{Doing, Error, already_exists, is_conflict, is_not_found};
+use super::error::{Doing, Error, Row, already_exists, is_conflict, is_not_found};
 use super::events::Reason;
 use super::names::{SELECTED_NODE, STORAGE_PROVISIONER, volume_of};
-use super::nodes::{News, Reached, explain};
+use super::nodes::{News, Reached, call_to, explain};
 use super::placement::{self, Fit};
 use super::resize;
 use super::validate::{Request, class_name, validate};
-use super::volume::{Made, build};
+use super::volume::{Made, Place, build, place_of};
 use crate::names::{DRIVER, TOPOLOGY_NODE, parameters};
 
 /// For one call that makes a logical volume.
@@ -60,9 +61,14 @@ fn waits(claim: &PersistentVolumeClaim) -> bool {
 /// When the API server cannot be asked or refuses; it is tried again.
 pub async fn reconcile(claim: Arc<PersistentVolumeClaim>, ctx: Arc<Context>) -> Result<Action, Error> {
     if claim.metadata.deletion_timestamp.is_some() {
+        // What a node may have made for it is not needed now.
+        ctx.calls.look();
         return Ok(Action::await_change());
     }
     if !waits(&claim) {
+        let name = claim.spec.as_ref().and_then(|spec| spec.volume_name.as_deref()).unwrap_or_default();
+        let place = ctx.volumes.get(&ObjectRef::new(name)).and_then(|volume| place_of(&volume));
+        ctx.calls.bound(&claim.uid().unwrap_or_default(), place.as_ref());
         return resize::reconcile(&claim, &ctx).await;
     }
     let Some(class_name) = class_name(&claim) else {
@@ -131,10 +137,26 @@ async fn provision(
             return unreachable(claim, node, since, &unreached.why, ctx).await;
         }
     };
+    let place = Place {
+        topology: reached.topology.clone(),
+        volume_group: request.volume_group.to_string(),
+        logical_volume: volume_of(&uid),
+    };
+    let Some(call) = ctx.calls.begin(wanted(claim, place)) else {
+        // What an earlier call may have left is just being removed.
+        return Ok(Action::requeue(Duration::from_secs(1)));
+    };
     let made = match create(claim, request, node, &reached, ctx).await? {
         Ok(made) => made,
-        Err(status) => return failed(claim, node, &status, ctx).await,
+        Err(status) => {
+            let next = next(&status);
+            if next.is_definite() {
+                call.settled();
+            }
+            return failed(claim, node, &status, next, ctx).await;
+        }
     };
+    ctx.failures.end(&uid, Row::Silence);
     info!(
         claim = claim.name_any(),
         namespace = claim.namespace(),
@@ -142,15 +164,17 @@ async fn provision(
         volume = made.logical_volume,
         "made the volume"
     );
-    publish(claim, &build(claim, class, request, &made), &made, node, ctx).await
+    publish(claim, &build(claim, class, request, &made), &made, call, ctx).await
 }
 
 /// There is a PV of the claim's name already.
 async fn known(claim: &PersistentVolumeClaim, volume: &PersistentVolume, ctx: &Context) -> Result<Action, Error> {
     let reference = volume.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref());
     if reference.is_some_and(|reference| reference.uid == claim.uid()) {
-        // The controller manager binds the two.
-        return Ok(Action::await_change());
+        ctx.calls.bound(&claim.uid().unwrap_or_default(), place_of(volume).as_ref());
+        // The controller manager binds the two. Should the PV be deleted
+        // before, no change of the claim tells of it.
+        return Ok(Action::requeue(PARKED));
     }
     let note = format!(
         "PersistentVolume {} exists and belongs to another claim. Delete it, or delete this claim and make \
@@ -183,10 +207,12 @@ async fn create(
     reached: &Reached,
     ctx: &Context,
 ) -> Result<Result<Made, Status>, Error> {
-    let mut call = tonic::Request::new(create_request(claim, request, &reached.topology, &ctx.cluster));
-    call.set_timeout(CREATE_TIMEOUT);
-    let answer = ControllerClient::new(reached.channel.clone()).create_volume(call).await;
-    let volume = match answer {
+    let message = create_request(claim, request, &reached.topology, &ctx.cluster);
+    let answer = async {
+        let call = call_to(node, message, CREATE_TIMEOUT)?;
+        ControllerClient::new(reached.channel.clone()).create_volume(call).await
+    };
+    let volume = match answer.await {
         Ok(answer) => answer.into_inner().volume.unwrap_or_default(),
         Err(status) => return Ok(Err(status)),
     };
@@ -255,15 +281,28 @@ async fn publish(
     claim: &PersistentVolumeClaim,
     volume: &PersistentVolume,
     made: &Made,
-    node: &str,
+    call: Call<'_>,
     ctx: &Context,
 ) -> Result<Action, Error> {
-    let name = volume.name_any();
+    let (name, node) = (volume.name_any(), &made.topology);
     let api: Api<PersistentVolume> = Api::all(ctx.client.clone());
     match api.create(&PostParams::default(), volume).await {
         Ok(_) => {}
         Err(error) if already_exists(&error) => {
             let there = api.get(&name).await.doing(|| format!("read PersistentVolume {name}"))?;
+            match place_of(&there) {
+                // A PV for the volume somewhere else: this one is not needed.
+                Some(place) if Some(&place) != place_of(volume).as_ref() => {
+                    let note = format!(
+                        "PersistentVolume {name} names a volume on node {}; the one just made on node {node} is \
+                         removed again",
+                        place.topology
+                    );
+                    ctx.events.tell(claim, Reason::ProvisioningFailed, note).await;
+                    drop(call);
+                }
+                _ => call.settled(),
+            }
             return known(claim, &there, ctx).await;
         }
         Err(error) => {
@@ -275,11 +314,13 @@ async fn publish(
             return Err(error).doing(|| format!("create PersistentVolume {name}"));
         }
     }
+    call.settled();
     ctx.published.note(claim.uid().unwrap_or_default());
     ctx.failures.clear(&claim.uid().unwrap_or_default());
     let note = format!("made {}/{} with {} on node {node}", made.volume_group, made.logical_volume, human(made.bytes));
     ctx.events.tell(claim, Reason::ProvisioningSucceeded, note).await;
-    Ok(Action::await_change())
+    // As in `known`.
+    Ok(Action::requeue(PARKED))
 }
 
 /// What follows from a node's refusal.
@@ -290,7 +331,7 @@ enum Next {
     /// The node may not be there; handed back if that lasts.
     Unreachable,
     /// May succeed next time. If it never does, another node serves the claim;
-    /// what this one may have made all the same is shown by `lvprov gc`.
+    /// what this one may have made all the same is removed then.
     RetryThenHandBack,
     /// May succeed next time.
     Retry,
@@ -298,12 +339,22 @@ enum Next {
     Park,
 }
 
+impl Next {
+    /// The node has made nothing, or what is there is not this claim's to
+    /// remove.
+    fn is_definite(&self) -> bool {
+        matches!(self, Self::HandBack(Reason::NotEnoughSpace | Reason::NoVolumeGroup) | Self::Park)
+    }
+}
+
 fn next(status: &Status) -> Next {
     match status.code() {
+        // LVM has refused, and the node has seen that no volume is there. (With
+        // a cause it is the connection that broke.)
+        Code::Internal if sent_by_node(status) => Next::HandBack(Reason::ProvisioningFailed),
         Code::ResourceExhausted => Next::HandBack(Reason::NotEnoughSpace),
         Code::FailedPrecondition => Next::HandBack(Reason::NoVolumeGroup),
-        // A status with a cause was not sent by the node: the connection broke.
-        Code::Unavailable if std::error::Error::source(status).is_some() => Next::Unreachable,
+        Code::Unavailable if !sent_by_node(status) => Next::Unreachable,
         Code::Unavailable => Next::RetryThenHandBack,
         // A volume of this name, with another layout; a request that the node
         // does not understand or does not take from us. The same will be said
@@ -320,10 +371,36 @@ fn next(status: &Status) -> Next {
     }
 }
 
-async fn failed(claim: &PersistentVolumeClaim, node: &str, status: &Status, ctx: &Context) -> Result<Action, Error> {
+/// Whether the node has said it. A status with a cause is one that was made of
+/// what happened to the connection.
+fn sent_by_node(status: &Status) -> bool {
+    std::error::Error::source(status).is_none()
+}
+
+async fn failed(
+    claim: &PersistentVolumeClaim,
+    node: &str,
+    status: &Status,
+    next: Next,
+    ctx: &Context,
+) -> Result<Action, Error> {
     let said = explain(status);
     let uid = claim.uid().unwrap_or_default();
-    match next(status) {
+    if sent_by_node(status) {
+        ctx.failures.end(&uid, Row::Silence);
+    }
+    // It has not refused this time: it may be at work.
+    if next == Next::Retry {
+        ctx.failures.end(&uid, Row::Refusals);
+    }
+    match next {
+        Next::HandBack(Reason::ProvisioningFailed) => {
+            let note = format!(
+                "node {node}, chosen for the pod of this claim, could not make the volume: {said}. The scheduler \
+                 chooses another one"
+            );
+            hand_back(claim, node, Reason::ProvisioningFailed, note, ctx).await
+        }
         Next::HandBack(reason) => {
             let note = format!(
                 "node {node}, chosen for the pod of this claim, cannot hold the volume: {said}. The \
@@ -333,7 +410,7 @@ async fn failed(claim: &PersistentVolumeClaim, node: &str, status: &Status, ctx:
         }
         Next::Unreachable => unreachable(claim, node, Duration::ZERO, &said, ctx).await,
         Next::RetryThenHandBack => {
-            let row = ctx.failures.note(&uid, node, LONGEST_WAIT);
+            let row = ctx.failures.note(&uid, Row::Refusals, node, LONGEST_WAIT);
             let patience = ctx.patience * PATIENCE_WITH_LVM;
             let left = patience.saturating_sub(row.since);
             if left.is_zero() {
@@ -348,7 +425,7 @@ async fn failed(claim: &PersistentVolumeClaim, node: &str, status: &Status, ctx:
             Ok(Action::requeue(row.wait.min(left)))
         }
         Next::Retry => {
-            let wait = ctx.failures.note(&uid, node, LONGEST_WAIT).wait;
+            let wait = ctx.failures.note(&uid, Row::Attempts, node, LONGEST_WAIT).wait;
             ctx.events.tell(claim, Reason::ProvisioningFailed, tried_again(node, status)).await;
             Ok(Action::requeue(wait))
         }
@@ -378,7 +455,7 @@ async fn unreachable(
     ctx: &Context,
 ) -> Result<Action, Error> {
     let uid = claim.uid().unwrap_or_default();
-    let row = ctx.failures.note(&uid, node, LONGEST_WAIT);
+    let row = ctx.failures.note(&uid, Row::Silence, node, LONGEST_WAIT);
     let left = ctx.patience.saturating_sub(since.max(row.since));
     if left.is_zero() {
         let note = format!(
@@ -438,12 +515,25 @@ pub fn concerned_by_node(
     references(claims, |claim| waits(claim) && selected_node(claim).is_none_or(concerned))
 }
 
-/// The waiting claims of a class that has changed, or (None) of any class.
+/// What has happened to StorageClasses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClassChanged {
+    /// One was made, changed or deleted: its name.
+    One(String),
+    /// Any may have been.
+    Any,
+}
+
+/// The waiting claims of a class that has changed.
 pub fn concerned_by_class(
-    class: Option<&str>,
+    changed: &ClassChanged,
     claims: &Store<PersistentVolumeClaim>,
 ) -> Vec<ObjectRef<PersistentVolumeClaim>> {
-    references(claims, |claim| waits(claim) && (class.is_none() || class_name(claim) == class))
+    let concerned = |claim: &PersistentVolumeClaim| match changed {
+        ClassChanged::One(class) => class_name(claim) == Some(class.as_str()),
+        ClassChanged::Any => true,
+    };
+    references(claims, |claim| waits(claim) && concerned(claim))
 }
 
 fn references(

@@ -9,6 +9,7 @@ use k8s_openapi::api::storage::v1::StorageClass;
 use kube::Client;
 use kube::runtime::reflector::Store;
 
+use super::calls::Calls;
 use super::error::Failures;
 use super::events::Events;
 use super::nodes::Nodes;
@@ -33,6 +34,8 @@ pub struct Context {
     pub volumes: Store<PersistentVolume>,
     /// What has failed lately, by UID.
     pub failures: Failures,
+    /// What nodes were asked to make, and may have made.
+    pub calls: Calls,
     /// The claims whose PVs were made a moment ago.
     pub published: Published,
     /// How long a selected node may be out of reach before its claim is handed

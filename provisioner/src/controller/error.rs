@@ -64,14 +64,29 @@ fn code(error: &kube::Error) -> Option<u16> {
     }
 }
 
-/// How often, and since when, something has failed in a row, by key.
+/// Which row of failures of an object. Each is measured by itself: how long a
+/// node has been silent has nothing to do with how long its LVM has failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Row {
+    /// Reconciliations that ended with an error.
+    Reconciliation,
+    /// Calls that a node answered, or may have got.
+    Attempts,
+    /// Calls that did not reach a node.
+    Silence,
+    /// Calls that a node refused, and may take next time.
+    Refusals,
+}
+
+/// How often, and since when, something has failed in a row, by UID of the
+/// object.
 #[derive(Debug, Default)]
 pub struct Failures {
-    rows: Mutex<HashMap<String, Row>>,
+    rows: Mutex<HashMap<(String, Row), Count>>,
 }
 
 #[derive(Debug, Clone)]
-struct Row {
+struct Count {
     count: u32,
     first: Instant,
     last: Instant,
@@ -91,32 +106,38 @@ pub struct Failing {
 const FORGET: Duration = Duration::from_secs(30 * 60);
 
 impl Failures {
-    /// Notes a failure of `key`. A failure of another `what` (another node,
-    /// say) begins a new row.
-    pub fn note(&self, key: &str, what: &str, longest_wait: Duration) -> Failing {
+    /// Notes a failure of the object `uid`. A failure of another `what`
+    /// (another node, say) begins the row anew.
+    pub fn note(&self, uid: &str, row: Row, what: &str, longest_wait: Duration) -> Failing {
         let now = Instant::now();
         let mut rows = self.lock();
         rows.retain(|_, row| now.duration_since(row.last) < FORGET);
-        let row = rows.entry(key.to_owned()).or_insert_with(|| Row {
-            count: 0,
-            first: now,
-            last: now,
-            what: what.to_owned(),
-        });
+        let new = || Count { count: 0, first: now, last: now, what: what.to_owned() };
+        let row = rows.entry((uid.to_owned(), row)).or_insert_with(new);
         if row.what != what {
-            *row = Row { count: 0, first: now, last: now, what: what.to_owned() };
+            *row = new();
         }
         row.count = row.count.saturating_add(1);
         row.last = now;
         Failing { since: now.duration_since(row.first), wait: backoff(row.count, longest_wait) }
     }
 
-    /// Ends the row of `key`: it has succeeded, or has been given up.
-    pub fn clear(&self, key: &str) {
-        self.lock().remove(key);
+    /// Ends one row of `uid`.
+    pub fn end(&self, uid: &str, row: Row) {
+        self.lock().remove(&(uid.to_owned(), row));
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Row>> {
+    /// Ends all rows of `uid`: it has succeeded, or has been given up.
+    pub fn clear(&self, uid: &str) {
+        self.lock().retain(|(of, _), _| of != uid);
+    }
+
+    /// The node is not silent: ends the rows that say so, of all objects.
+    pub fn heard_from(&self, node: &str) {
+        self.lock().retain(|(_, row), count| *row != Row::Silence || count.what != node);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<(String, Row), Count>> {
         self.rows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -133,22 +154,41 @@ mod tests {
 
     const LONGEST: Duration = Duration::from_secs(60);
 
+    fn note(failures: &Failures, row: Row, node: &str) -> Failing {
+        failures.note("claim", row, node, LONGEST)
+    }
+
     #[test]
     fn waits_double_up_to_the_limit() {
         let failures = Failures::default();
-        let waits: Vec<_> = (0..10).map(|_| failures.note("claim", "node-a", LONGEST).wait.as_millis()).collect();
+        let waits: Vec<_> = (0..10).map(|_| note(&failures, Row::Attempts, "node-a").wait.as_millis()).collect();
         assert_eq!(waits, [500, 1000, 2000, 4000, 8000, 16000, 32000, 60000, 60000, 60000]);
         failures.clear("claim");
-        assert_eq!(failures.note("claim", "node-a", LONGEST).wait.as_millis(), 500);
+        assert_eq!(note(&failures, Row::Attempts, "node-a").wait.as_millis(), 500);
         assert_eq!(backoff(u32::MAX, LONGEST), LONGEST);
     }
 
     #[test]
     fn another_node_begins_a_new_row() {
         let failures = Failures::default();
-        failures.note("claim", "node-a", LONGEST);
+        note(&failures, Row::Attempts, "node-a");
         std::thread::sleep(Duration::from_millis(20));
-        assert!(failures.note("claim", "node-a", LONGEST).since >= Duration::from_millis(20));
-        assert!(failures.note("claim", "node-b", LONGEST).since < Duration::from_millis(20));
+        assert!(note(&failures, Row::Attempts, "node-a").since >= Duration::from_millis(20));
+        assert!(note(&failures, Row::Attempts, "node-b").since < Duration::from_millis(20));
+    }
+
+    #[test]
+    fn a_silence_is_measured_by_itself_and_ends_when_the_node_is_heard() {
+        let failures = Failures::default();
+        let first = |row| note(&failures, row, "node-a").wait.as_millis() == 500;
+        assert!(first(Row::Attempts) && first(Row::Reconciliation) && first(Row::Silence) && first(Row::Refusals));
+        failures.heard_from("node-b");
+        assert!(!first(Row::Silence));
+        failures.heard_from("node-a");
+        assert!(first(Row::Silence));
+        assert!(!first(Row::Attempts));
+        failures.end("claim", Row::Attempts);
+        assert!(first(Row::Attempts));
+        assert!(!first(Row::Refusals));
     }
 }

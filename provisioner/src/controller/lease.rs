@@ -3,7 +3,7 @@
 //! As client-go does it: a Lease counts as expired when it has been seen
 //! unchanged for its duration, by one's own clock. Who waits, watches.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -12,7 +12,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{ObjectMeta, PostParams};
 use kube::runtime::watcher::{self, watch_object};
 use kube::{Api, Client};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use super::error::{is_conflict, is_not_found};
@@ -25,6 +25,8 @@ const RENEW_EVERY: Duration = Duration::from_secs(4);
 /// Well before anybody else may take it.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(1);
+/// For one request while waiting for the Lease.
+const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The Lease has been lost; another controller may be acting.
 #[derive(Debug, thiserror::Error)]
@@ -43,15 +45,19 @@ impl Election {
         Self { api: Api::namespaced(client, namespace), identity }
     }
 
-    /// Waits until this controller holds the Lease.
-    pub async fn acquire(&self) {
+    /// Waits until this controller holds the Lease. Gives the time from which
+    /// on it counts: others may have seen it as early as that.
+    pub async fn acquire(&self) -> Instant {
         let mut changes = Box::pin(watch_object(self.api.clone(), NAME));
         let mut seen: Option<(Option<String>, Instant)> = None;
         loop {
-            let current = match self.api.get_opt(NAME).await {
-                Ok(current) => current,
-                Err(error) => {
-                    warn!(%error, "cannot read the Lease");
+            let current = match timeout(ASK_TIMEOUT, self.api.get_opt(NAME)).await {
+                Ok(Ok(current)) => current,
+                failed => {
+                    match failed {
+                        Ok(Err(error)) => warn!(%error, "cannot read the Lease"),
+                        _ => warn!("cannot read the Lease: the API server does not answer"),
+                    }
                     sleep(RETRY).await;
                     continue;
                 }
@@ -67,29 +73,34 @@ impl Election {
                 wait_for_change(&mut changes, left).await;
                 continue;
             }
-            match self.write(current.as_ref(), &self.identity).await {
-                Ok(_) => {
+            let asked = Instant::now();
+            match timeout(ASK_TIMEOUT, self.write(current.as_ref(), &self.identity)).await {
+                Ok(Ok(_)) => {
                     info!(identity = self.identity, "acting as leader");
-                    return;
+                    return asked;
                 }
                 // Somebody else was faster.
-                Err(error) if is_conflict(&error) => {}
-                Err(error) => warn!(%error, "cannot take the Lease"),
+                Ok(Err(error)) if is_conflict(&error) => {}
+                Ok(Err(error)) => warn!(%error, "cannot take the Lease"),
+                // It may have been written: the next look tells.
+                Err(_) => warn!("cannot take the Lease: the API server does not answer"),
             }
             sleep(RETRY).await;
         }
     }
 
-    /// Renews the Lease for as long as it can be renewed.
-    pub async fn keep(&self) -> Lost {
-        let mut renewed = Instant::now();
+    /// Renews the Lease, held since `renewed`, for as long as it can be renewed.
+    pub async fn keep(&self, mut renewed: Instant) -> Lost {
         loop {
             sleep(RENEW_EVERY).await;
             loop {
                 let left = GIVE_UP_AFTER.saturating_sub(renewed.elapsed());
+                // Not when the answer is here: others count from the write,
+                // which may have been long before.
+                let asked = Instant::now();
                 match timeout(left, self.renew()).await {
                     Ok(Ok(())) => {
-                        renewed = Instant::now();
+                        renewed = asked;
                         break;
                     }
                     Ok(Err(Renewal::Taken(by))) => return Lost(format!("{by} has taken it")),
@@ -194,11 +205,15 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::{Request, Response};
     use kube::client::Body;
+    use tower_test::mock::{Handle, SendResponse};
 
-    fn election() -> Election {
-        let (service, _handle) = tower_test::mock::pair::<http::Request<Body>, http::Response<Body>>();
-        Election::new(Client::new(service, "default"), "default", "me".into())
+    type Api = Handle<Request<Body>, Response<Body>>;
+
+    fn election() -> (Election, Api) {
+        let (service, handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+        (Election::new(Client::new(service, "default"), "default", "me".into()), handle)
     }
 
     fn held_by(holder: &str, seconds: i32) -> Lease {
@@ -212,9 +227,24 @@ mod tests {
         }
     }
 
+    /// The next request that is not the watch.
+    async fn next(api: &mut Api, method: &str) -> SendResponse<Response<Body>> {
+        loop {
+            let (request, answer) = api.next_request().await.unwrap();
+            if !request.uri().query().unwrap_or_default().contains("fieldSelector") {
+                assert_eq!(request.method(), method);
+                return answer;
+            }
+        }
+    }
+
+    fn answer(to: SendResponse<Response<Body>>, lease: &Lease) {
+        to.send_response(Response::new(Body::from(serde_json::to_vec(lease).unwrap())));
+    }
+
     #[tokio::test]
     async fn a_lease_is_anothers_until_seen_unchanged_for_its_duration() {
-        let election = election();
+        let (election, _api) = election();
         let left = |lease: &Lease, seconds| election.remaining(lease, Duration::from_secs(seconds));
         let other = held_by("other", 15);
         assert_eq!(left(&other, 0), Some(DURATION));
@@ -224,5 +254,41 @@ mod tests {
         // A container that was restarted takes up what it held.
         assert_eq!(left(&held_by("me", 15), 0), None);
         assert_eq!(left(&Lease::default(), 0), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_renewal_counts_from_when_it_was_asked_for() {
+        let (election, mut api) = election();
+        let start = Instant::now();
+        let keeping = tokio::spawn(async move { election.keep(start).await });
+        let read = next(&mut api, "GET").await;
+        let asked = Instant::now();
+        answer(read, &held_by("me", 15));
+        // Written at once, and the answer is five seconds on its way.
+        let write = next(&mut api, "PUT").await;
+        sleep(Duration::from_secs(5)).await;
+        answer(write, &held_by("me", 15));
+        // From now on the API server is silent.
+        let lost = keeping.await.unwrap();
+        assert!(lost.to_string().contains("has not answered"), "{lost}");
+        assert!(asked.elapsed() <= GIVE_UP_AFTER + Duration::from_millis(10), "{:?}", asked.elapsed());
+        drop(api);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_lease_counts_from_before_it_was_taken_and_a_write_without_answer_is_done_again() {
+        let (election, mut api) = election();
+        let acquiring = tokio::spawn(async move { election.acquire().await });
+        answer(next(&mut api, "GET").await, &held_by("", 1));
+        let _unanswered = next(&mut api, "PUT").await;
+        // It was written all the same.
+        let read = next(&mut api, "GET").await;
+        let before = Instant::now();
+        answer(read, &held_by("me", 15));
+        let write = next(&mut api, "PUT").await;
+        sleep(Duration::from_secs(4)).await;
+        answer(write, &held_by("me", 15));
+        let since = acquiring.await.unwrap();
+        assert!(since - before < Duration::from_secs(1), "{:?}", since - before);
     }
 }

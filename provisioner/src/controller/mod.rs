@@ -5,6 +5,7 @@
 //! capacity at each node. It keeps nothing on disk: all it knows it reads from
 //! the API and the nodes again after a restart.
 
+mod calls;
 mod capacity;
 mod claim;
 mod context;
@@ -43,8 +44,10 @@ use tracing::{debug, error, info, warn};
 use crate::names::{NAMESPACE, NODE_PORT};
 use crate::tls::{TlsError, TlsFiles};
 use crate::with_causes;
+use calls::Calls;
+use claim::ClassChanged;
 use context::{Context, Published};
-use error::{Error, Failures};
+use error::{Error, Failures, Row};
 use events::Events;
 use lease::Election;
 use nodes::{News, Nodes};
@@ -135,13 +138,13 @@ async fn serve(args: Args) -> Result<(), ControllerError> {
     let identity = args.identity.clone().unwrap_or_else(host_name);
     let election = Election::new(client.clone(), &args.namespace, identity.clone());
     info!(identity, namespace = args.namespace, "waiting for the Lease");
-    tokio::select! {
-        () = election.acquire() => {}
+    let since = tokio::select! {
+        since = election.acquire() => since,
         () = &mut told_to_stop => return Ok(()),
-    }
+    };
     let ended = tokio::select! {
         ended = act(&args, client, tls, identity) => ended,
-        lost = election.keep() => return Err(lost.into()),
+        lost = election.keep(since) => return Err(lost.into()),
         () = &mut told_to_stop => Ok(()),
     };
     // Nothing is acting any more: all of it was dropped with the select.
@@ -178,6 +181,7 @@ async fn act(args: &Args, client: Client, tls: TlsFiles, identity: String) -> Re
         claims: claim_controller.store(),
         volumes: volume_controller.store(),
         failures: Failures::default(),
+        calls: Calls::default(),
         published: Published::default(),
         patience,
         client: client.clone(),
@@ -190,6 +194,7 @@ async fn act(args: &Args, client: Client, tls: TlsFiles, identity: String) -> Re
         args.namespace.clone(),
         owner,
         nodes.clone(),
+        node_objects.clone(),
         classes.clone(),
         patience,
     );
@@ -205,13 +210,8 @@ async fn act(args: &Args, client: Client, tls: TlsFiles, identity: String) -> Re
     let class_watch = watcher(Api::<StorageClass>::all(client), watcher::Config::default())
         .default_backoff()
         .reflect(class_writer)
-        .touched_objects()
         .for_each(|event| {
-            match event {
-                // Nobody listening is no fault.
-                Ok(class) => drop(class_changed.send(class.name_any())),
-                Err(error) => warn!(%error, "cannot watch StorageClasses"),
-            }
+            follow_class(&class_changed, event);
             std::future::ready(())
         });
     let work = async {
@@ -235,7 +235,12 @@ async fn act(args: &Args, client: Client, tls: TlsFiles, identity: String) -> Re
                 .for_each(|done| report("PersistentVolumeClaim", done))
                 .await;
         };
-        futures::future::join(volumes, claims).await;
+        let left = async {
+            if ctx.volumes.wait_until_ready().await.is_ok() && ctx.claims.wait_until_ready().await.is_ok() {
+                calls::run(ctx.clone()).await;
+            }
+        };
+        futures::future::join3(volumes, claims, left).await;
     };
     tokio::select! {
         () = work => Err(ControllerError::Ended("claims and volumes")),
@@ -280,19 +285,41 @@ fn follow_node(nodes: &Arc<Nodes>, objects: &Store<Node>, event: watcher::Result
     }
 }
 
+/// Tells of a changed class, once the store has it.
+fn follow_class(changed: &broadcast::Sender<ClassChanged>, event: watcher::Result<watcher::Event<StorageClass>>) {
+    let news = match event {
+        Ok(watcher::Event::Apply(class) | watcher::Event::Delete(class)) => ClassChanged::One(class.name_any()),
+        // Only now does the store have what came while the watch was broken,
+        // and not any more what went.
+        Ok(watcher::Event::InitDone) => ClassChanged::Any,
+        Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => return,
+        Err(error) => {
+            warn!(%error, "cannot watch StorageClasses");
+            return;
+        }
+    };
+    // Nobody listening is no fault.
+    let _ = changed.send(news);
+}
+
 /// Claims to look at again for what happened to a node or a class.
 fn claim_triggers(
-    ctx: &Context,
-    class_changed: &broadcast::Sender<String>,
+    ctx: &Arc<Context>,
+    class_changed: &broadcast::Sender<ClassChanged>,
 ) -> impl Stream<Item = ObjectRef<PersistentVolumeClaim>> + Send + 'static {
-    let claims = ctx.claims.clone();
+    let all = ctx.clone();
     let by_node = BroadcastStream::new(ctx.nodes.news()).flat_map(move |news| {
         // An error: too much has happened to hear of each node.
-        stream::iter(claim::concerned_by_node(news.ok().as_ref(), &claims))
+        let news = news.ok();
+        if let Some(News::Up(node)) = &news {
+            all.failures.heard_from(node);
+            all.calls.look();
+        }
+        stream::iter(claim::concerned_by_node(news.as_ref(), &all.claims))
     });
     let claims = ctx.claims.clone();
     let by_class = BroadcastStream::new(class_changed.subscribe())
-        .flat_map(move |class| stream::iter(claim::concerned_by_class(class.ok().as_deref(), &claims)));
+        .flat_map(move |class| stream::iter(claim::concerned_by_class(&class.unwrap_or(ClassChanged::Any), &claims)));
     stream::select(by_node, by_class)
 }
 
@@ -324,7 +351,7 @@ where
     let name = object.name_any();
     warn!(kind = %K::kind(&()), name, error = with_causes(error), "will be tried again");
     let key = object.uid().unwrap_or_default();
-    Action::requeue(ctx.failures.note(&key, "reconciliation", LONGEST_WAIT).wait)
+    Action::requeue(ctx.failures.note(&key, Row::Reconciliation, "", LONGEST_WAIT).wait)
 }
 
 async fn report<K, E>(

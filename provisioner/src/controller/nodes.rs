@@ -14,10 +14,12 @@ use lvprov_proto::lvprov::node_admin_client::NodeAdminClient;
 use lvprov_proto::lvprov::{CapacityReport, WatchCapacityRequest};
 use tokio::sync::broadcast;
 use tokio::task::AbortHandle;
-use tonic::Status;
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tonic::{Request, Status};
 use tracing::{info, warn};
 
+use super::names::CALLED_NODE;
 use crate::names::TOPOLOGY_NODE;
 use crate::with_causes;
 
@@ -177,10 +179,30 @@ impl Nodes {
     /// # Errors
     /// When its service does not answer, or there is none.
     pub fn reach(&self, name: &str) -> Result<Reached, Unreached> {
+        Self::reached(self.table().get(name))
+    }
+
+    /// How to call the node, where its own report has shown that it is the one
+    /// that answers at its address: for what cannot be undone.
+    ///
+    /// # Errors
+    /// As [`Nodes::reach`], and while it has not reported.
+    pub fn reach_up(&self, name: &str) -> Result<Reached, Unreached> {
         let table = self.table();
-        let entry = table.get(name).ok_or_else(|| Unreached {
+        match table.get(name) {
+            Some(entry) if entry.state == State::Connecting => {
+                Err(Unreached { since: Duration::ZERO, why: "it has not reported yet".to_owned() })
+            }
+            entry => Self::reached(entry),
+        }
+    }
+
+    fn reached(entry: Option<&Entry>) -> Result<Reached, Unreached> {
+        let entry = entry.ok_or_else(|| Unreached {
             since: Duration::ZERO,
-            why: format!("no lvprov node service has registered there (the Node has no label {TOPOLOGY_NODE})"),
+            why: format!(
+                "no lvprov node service has registered there (the Node has no label {TOPOLOGY_NODE} with its own name)"
+            ),
         })?;
         match &entry.state {
             State::Down { since, why } => Err(Unreached { since: since.elapsed(), why: why.clone() }),
@@ -195,6 +217,9 @@ impl Nodes {
     pub fn observe(self: &Arc<Self>, node: &Node) {
         let name = node.name_any();
         let (Some(topology), Some(address)) = (topology_of(node), address_of(node)) else {
+            if let Some(other) = node.labels().get(TOPOLOGY_NODE).filter(|value| **value != name) {
+                warn!(node = name, "ignored: its label {TOPOLOGY_NODE} says {other}; remove the label");
+            }
             self.forget(&name);
             return;
         };
@@ -245,6 +270,12 @@ impl Nodes {
                 follower: None,
             },
         );
+    }
+
+    /// As if this had become of a node, for tests.
+    #[cfg(test)]
+    pub fn tell(&self, news: News) {
+        self.publish(news);
     }
 
     fn report(&self, name: &str, report: CapacityReport) {
@@ -383,9 +414,26 @@ pub fn connect(address: IpAddr, port: u16, tls: Option<ClientTlsConfig>) -> Resu
     Ok(endpoint.connect_lazy())
 }
 
-/// The value of the label that kubelet sets when a node service registers.
+/// A call to one node, which says so: whoever else answers at the node's
+/// address refuses it.
+///
+/// # Errors
+/// When `node` is no name of a node.
+pub fn call_to<T>(node: &str, message: T, timeout: Duration) -> Result<Request<T>, Status> {
+    let name = node
+        .parse::<MetadataValue<Ascii>>()
+        .map_err(|_| Status::invalid_argument(format!("{node:?} is no name of a node")))?;
+    let mut call = Request::new(message);
+    call.metadata_mut().insert(CALLED_NODE, name);
+    call.set_timeout(timeout);
+    Ok(call)
+}
+
+/// The value of the label that kubelet sets when a node service registers: the
+/// node's name. A Node with another value is not ours to use: PVs, capacities
+/// and calls of two nodes would be taken for each other's.
 pub fn topology_of(node: &Node) -> Option<String> {
-    node.labels().get(TOPOLOGY_NODE).cloned()
+    node.labels().get(TOPOLOGY_NODE).filter(|value| **value == node.name_any()).cloned()
 }
 
 /// Where the node's host network is reached inside the cluster.
@@ -397,4 +445,54 @@ pub fn address_of(node: &Node) -> Option<IpAddr> {
         .iter()
         .filter(|address| address.type_ == "InternalIP")
         .find_map(|address| address.address.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn node(label: Value) -> Node {
+        serde_json::from_value(json!({
+            "metadata": {"name": "n1", "labels": {"topology.lvprov.io/node": label}},
+            "status": {"addresses": [{"type": "InternalIP", "address": "127.0.0.1"}]},
+        }))
+        .unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_node_that_is_labelled_as_another_is_let_go() {
+        let nodes = Nodes::new(None, 1);
+        nodes.observe(&node(json!("n2")));
+        assert!(nodes.views().is_empty());
+        nodes.observe(&node(json!("n1")));
+        assert_eq!(nodes.with_topology("n1").map(|view| view.name), Some("n1".to_owned()));
+        nodes.observe(&node(json!("n2")));
+        assert!(nodes.views().is_empty());
+        let unreached = nodes.reach("n1").unwrap_err();
+        assert!(unreached.why.contains("with its own name"), "{}", unreached.why);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_undone_waits_for_a_nodes_own_report() {
+        let nodes = Nodes::new(None, 1);
+        let channel = Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
+        let place = |state| {
+            let view = View { name: "n1".into(), topology: "n1".into(), state };
+            nodes.place(view, channel.clone());
+        };
+        place(State::Connecting);
+        assert!(nodes.reach("n1").is_ok() && nodes.reach_up("n1").is_err());
+        place(State::Up(Vec::new()));
+        assert!(nodes.reach_up("n1").is_ok());
+        place(State::Down { since: Instant::now(), why: "refused".into() });
+        assert!(nodes.reach_up("n1").is_err() && nodes.reach_up("n9").is_err());
+    }
+
+    #[test]
+    fn a_call_names_its_node() {
+        let call = call_to("n1", (), Duration::from_secs(1)).unwrap();
+        assert_eq!(call.metadata().get("x-lvprov-node").unwrap(), "n1");
+        assert!(call_to("n\n1", (), Duration::from_secs(1)).is_err());
+    }
 }

@@ -6,6 +6,10 @@
 //! that never succeeds, and the controller manager does not take it back when
 //! the user lowers the request again (it listens to growing requests only).
 //! So this says early that a growth cannot be had, and takes it back.
+//!
+//! The API server refuses a request that is not above what the claim has. So
+//! even the lowest one may take an extent that is not there: then the growth
+//! is ended, and the claim goes on with a request above its capacity.
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimCondition};
 use kube::api::{Patch, PatchParams};
@@ -20,7 +24,7 @@ use tracing::info;
 use super::context::Context;
 use super::error::{Doing, Error, is_conflict, is_not_found};
 use super::events::Reason;
-use super::names::{PRE_RESIZE_CAPACITY, STORAGE};
+use super::names::{GROWTH_ENDED, PRE_RESIZE_CAPACITY, STORAGE};
 use super::nodes::Group;
 use super::quantity::{quantity, storage, storage_of};
 use super::volume::{Place, place_of};
@@ -51,16 +55,20 @@ pub struct Growth {
     pub status: String,
     /// kubelet has tried and failed.
     pub failed: bool,
+    /// A growth to this very request was ended before, for want of room.
+    pub ended: bool,
 }
 
 impl Growth {
-    /// Reads a claim; None where it has no sizes to read, or malformed ones.
-    pub fn of(claim: &PersistentVolumeClaim) -> Option<Self> {
+    /// Reads a claim, and the annotations of its PV; None where the claim has
+    /// no sizes to read, or malformed ones.
+    pub fn of(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> Option<Self> {
         let requests = claim.spec.as_ref()?.resources.as_ref()?.requests.as_ref();
         let state = claim.status.as_ref()?;
         let statuses = state.allocated_resource_statuses.as_ref();
+        let requested = storage_of(requests).ok()??;
         Some(Self {
-            requested: storage_of(requests).ok()??,
+            requested,
             has: storage_of(state.capacity.as_ref()).ok()??,
             allocated: storage_of(state.allocated_resources.as_ref()).ok()?,
             status: statuses.and_then(|statuses| statuses.get(STORAGE)).cloned().unwrap_or_default(),
@@ -69,8 +77,31 @@ impl Growth {
                 .iter()
                 .flatten()
                 .any(|condition| condition.type_ == NODE_ERROR && condition.status == "True"),
+            ended: volume.annotations().get(GROWTH_ENDED) == Some(&requested.to_string()),
         })
     }
+
+    /// How much more the request takes than the volume has, in whole extents.
+    fn more(&self, group: &Group) -> u64 {
+        let extent = group.extent.max(1);
+        let wanted = round_up(self.requested, extent).unwrap_or(u64::MAX);
+        wanted.saturating_sub(round_up(self.has, extent).unwrap_or(u64::MAX))
+    }
+
+    /// What the group lacks for the growth. None: it fits.
+    fn lack(&self, group: &Group) -> Option<Lack> {
+        let missing = self.more(group).checked_sub(group.free).filter(|missing| *missing > 0)?;
+        Some(Lack { free: group.free, missing })
+    }
+}
+
+/// Why a growth does not fit, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lack {
+    /// What the group has free.
+    pub free: u64,
+    /// How much more the growth takes.
+    pub missing: u64,
 }
 
 /// What a growth needs from us.
@@ -78,52 +109,55 @@ impl Growth {
 pub enum Need {
     /// Nothing, until the claim changes.
     Nothing,
-    /// A word to the user: so many bytes are missing.
-    Impossible {
-        /// What the node has free.
-        free: u64,
-        /// How much more the growth takes.
-        missing: u64,
-    },
+    /// A word to the user: it does not fit.
+    Impossible(Lack),
     /// The lower request granted in place of the larger one.
     Lower,
-    /// The growth ended: what the volume has is enough.
-    End,
+    /// The growth ended: the volume stays as it is, because that is enough, or
+    /// because the group lacks something.
+    End(Option<Lack>),
 }
 
 /// Decides; `group` is the volume's, where its node is up.
 pub fn need(growth: &Growth, group: Option<&Group>) -> Need {
-    let withdrawn = growth.allocated.is_some_and(|allocated| growth.requested < allocated);
+    let lack = group.and_then(|group| growth.lack(group));
+    // A request of one extent more cannot be lowered to need less.
+    let least = group.is_some_and(|group| growth.more(group) <= group.extent.max(1));
+    let withdrawn = growth.allocated.is_some_and(|allocated| growth.requested < allocated)
+        || (lack.is_some() && (least || growth.ended));
     let idle = match growth.status.as_str() {
         // kubelet has not begun. Should it begin now, its own write and ours
         // carry the claim's version, so that one of the two fails.
         status::NODE_PENDING => withdrawn,
         // kubelet has given up. With nothing withdrawn this is what is left
         // when it gave up the larger size just after we had lowered it.
-        status::NODE_INFEASIBLE => growth.allocated.is_some_and(|allocated| growth.requested <= allocated),
+        status::NODE_INFEASIBLE => {
+            growth.ended || growth.allocated.is_some_and(|allocated| growth.requested <= allocated)
+        }
         // kubelet fails and tries again. Should it succeed at this moment, the
         // volume is larger than the claim says: nothing is lost.
         status::NODE_IN_PROGRESS => withdrawn && growth.failed,
         _ => false,
     };
     if idle {
-        return if growth.requested <= growth.has { Need::End } else { Need::Lower };
+        return match lack {
+            _ if growth.requested <= growth.has => Need::End(None),
+            Some(lack) => Need::End(Some(lack)),
+            None => Need::Lower,
+        };
     }
     // Only before kubelet has begun: later the volume may have grown already,
     // and what is free has shrunk by it.
-    let early = matches!(growth.status.as_str(), "" | status::CONTROLLER_IN_PROGRESS | status::NODE_PENDING);
-    if let Some(group) = group
-        && (early || growth.failed)
-        && growth.requested > growth.has
-    {
-        let extent = group.extent.max(1);
-        let wanted = round_up(growth.requested, extent).unwrap_or(u64::MAX);
-        let more = wanted.saturating_sub(round_up(growth.has, extent).unwrap_or(u64::MAX));
-        if let Some(missing) = more.checked_sub(group.free).filter(|missing| *missing > 0) {
-            return Need::Impossible { free: group.free, missing };
-        }
+    let early = match growth.status.as_str() {
+        // Where it was ended, that has been said.
+        "" => !growth.ended,
+        status::CONTROLLER_IN_PROGRESS | status::NODE_PENDING => true,
+        _ => false,
+    };
+    match lack {
+        Some(lack) if early || growth.failed => Need::Impossible(lack),
+        _ => Need::Nothing,
     }
-    Need::Nothing
 }
 
 /// Looks after the growth of a bound claim.
@@ -138,25 +172,54 @@ pub async fn reconcile(claim: &PersistentVolumeClaim, ctx: &Context) -> Result<A
     let group = node.as_ref().and_then(|node| node.group(&place.volume_group));
     match need(&growth, group) {
         Need::Nothing => Ok(Action::await_change()),
-        Need::Impossible { free, missing } => {
+        Need::Impossible(lack) => {
             let note = format!(
-                "growing to {} takes more than volume group {} on node {} has free ({}): {} are missing. The \
-                 volume stays as it is, with {}. Lower the request to what fits (more than {}), delete other \
-                 volumes, or add a disk to the volume group (vgextend)",
+                "growing to {} takes {}. The volume stays as it is, with {has}, and no pod can start with it while \
+                 kubelet tries. Delete other volumes, or add a disk to the volume group (vgextend); or lower the \
+                 request, to more than {has}: if that does not fit either, the growth is ended",
                 human(growth.requested),
-                place.volume_group,
-                place.topology,
-                human(free),
-                human(missing),
-                human(growth.has),
-                human(growth.has),
+                too_much(&place, lack),
+                has = human(growth.has),
             );
             ctx.events.tell(claim, Reason::VolumeGrowthImpossible, note).await;
             Ok(Action::await_change())
         }
-        Need::Lower => settle(claim, &volume, &growth, growth.requested, Some(status::NODE_PENDING), ctx).await,
-        Need::End => settle(claim, &volume, &growth, growth.has, None, ctx).await,
+        Need::Lower => {
+            let note = match growth.allocated {
+                Some(allocated) if allocated > growth.requested => {
+                    format!(
+                        "the growth to {} was taken back; it is now to {}",
+                        human(allocated),
+                        human(growth.requested)
+                    )
+                }
+                _ => format!("the growth to {} is tried again", human(growth.requested)),
+            };
+            settle(claim, &volume, &growth, growth.requested, Some(status::NODE_PENDING), note, ctx).await
+        }
+        Need::End(lack) => {
+            let why = match lack {
+                Some(lack) => format!(
+                    ", since even {} takes {}. When there is room, raise the request: then it grows",
+                    human(growth.requested),
+                    too_much(&place, lack)
+                ),
+                None => String::new(),
+            };
+            let note = format!("the growth has ended; the volume stays as it is, with {}{why}", human(growth.has));
+            settle(claim, &volume, &growth, growth.has, None, note, ctx).await
+        }
     }
+}
+
+fn too_much(place: &Place, lack: Lack) -> String {
+    format!(
+        "more than volume group {} on node {} has free ({}): {} are missing",
+        place.volume_group,
+        place.topology,
+        human(lack.free),
+        human(lack.missing)
+    )
 }
 
 /// The growth of a claim that is bound to a PV of ours.
@@ -164,13 +227,13 @@ fn ours(claim: &PersistentVolumeClaim, ctx: &Context) -> Option<(Growth, std::sy
     if claim.status.as_ref()?.phase.as_deref() != Some("Bound") {
         return None;
     }
-    let growth = Growth::of(claim)?;
+    let name = claim.spec.as_ref()?.volume_name.as_deref()?;
+    let volume = ctx.volumes.get(&ObjectRef::new(name))?;
+    let growth = Growth::of(claim, &volume)?;
     // The many claims that do not grow need no more.
     if growth.requested <= growth.has && growth.status.is_empty() {
         return None;
     }
-    let name = claim.spec.as_ref()?.volume_name.as_deref()?;
-    let volume = ctx.volumes.get(&ObjectRef::new(name))?;
     let place = place_of(&volume)?;
     let bound_to = volume.spec.as_ref()?.claim_ref.as_ref()?.uid.clone();
     (bound_to == claim.uid()).then_some((growth, volume, place))
@@ -184,17 +247,21 @@ async fn settle(
     growth: &Growth,
     bytes: u64,
     status: Option<&str>,
+    note: String,
     ctx: &Context,
 ) -> Result<Action, Error> {
     let (name, namespace) = (claim.name_any(), claim.namespace().unwrap_or_default());
     let granted = volume.spec.as_ref().and_then(|spec| spec.capacity.as_ref());
-    if storage_of(granted).ok().flatten() != Some(bytes) {
+    // Where the growth is ended, what the watch has brought is not enough to
+    // leave the PV alone: the controller manager may just have raised it.
+    if status.is_none() || storage_of(granted).ok().flatten() != Some(bytes) {
         let mut patch = json!({
             "metadata": {"uid": volume.uid(), "resourceVersion": volume.resource_version()},
             "spec": {"capacity": storage(bytes)},
         });
         if status.is_none() {
-            patch["metadata"]["annotations"] = json!({PRE_RESIZE_CAPACITY: null});
+            patch["metadata"]["annotations"] =
+                json!({PRE_RESIZE_CAPACITY: null, GROWTH_ENDED: growth.requested.to_string()});
         }
         let api: Api<PersistentVolume> = Api::all(ctx.client.clone());
         let patched = api.patch(&volume.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await;
@@ -215,12 +282,6 @@ async fn settle(
         return outdated(error, || format!("set the status of claim {namespace}/{name}"));
     }
     info!(claim = name, namespace, bytes, "took back a growth that could not be had");
-    let note = match growth.allocated {
-        Some(allocated) if allocated > bytes => {
-            format!("the growth to {} was taken back; the request is now {}", human(allocated), human(bytes))
-        }
-        _ => format!("the growth to {} is tried again", human(bytes)),
-    };
     ctx.events.tell(claim, Reason::VolumeGrowthWithdrawn, note).await;
     Ok(Action::await_change())
 }
@@ -254,7 +315,7 @@ mod tests {
     const GIB: u64 = 1 << 30;
 
     fn growth(requested: u64, allocated: Option<u64>, status: &str) -> Growth {
-        Growth { requested, has: GIB, allocated, status: status.into(), failed: false }
+        Growth { requested, has: GIB, allocated, status: status.into(), failed: false, ended: false }
     }
 
     fn free(free: u64) -> Group {
@@ -274,10 +335,10 @@ mod tests {
     fn a_growth_that_does_not_fit_is_told_early() {
         for status in ["", status::CONTROLLER_IN_PROGRESS, status::NODE_PENDING] {
             let told = need(&growth(3 * GIB, None, status), Some(&free(GIB)));
-            assert_eq!(told, Need::Impossible { free: GIB, missing: GIB }, "{status}");
+            assert_eq!(told, Need::Impossible(Lack { free: GIB, missing: GIB }), "{status}");
         }
         let told = need(&growth(2 * GIB + 1, None, ""), Some(&free(GIB)));
-        assert_eq!(told, Need::Impossible { free: GIB, missing: 4 << 20 });
+        assert_eq!(told, Need::Impossible(Lack { free: GIB, missing: 4 << 20 }));
     }
 
     #[test]
@@ -285,7 +346,7 @@ mod tests {
         let mut growing = growth(3 * GIB, Some(3 * GIB), status::NODE_IN_PROGRESS);
         assert_eq!(need(&growing, Some(&free(GIB))), Need::Nothing);
         growing.failed = true;
-        assert!(matches!(need(&growing, Some(&free(GIB))), Need::Impossible { .. }));
+        assert!(matches!(need(&growing, Some(&free(GIB))), Need::Impossible(_)));
     }
 
     #[test]
@@ -316,7 +377,49 @@ mod tests {
 
     #[test]
     fn back_to_what_the_volume_has_ends_the_growth() {
-        assert_eq!(need(&growth(GIB, Some(90 * GIB), status::NODE_INFEASIBLE), None), Need::End);
+        assert_eq!(need(&growth(GIB, Some(90 * GIB), status::NODE_INFEASIBLE), None), Need::End(None));
+    }
+
+    const NONE_FREE: Lack = Lack { free: 0, missing: 4 << 20 };
+
+    #[test]
+    fn on_a_full_group_the_lowest_request_ends_the_growth() {
+        // The API server takes nothing lower than one byte more.
+        let lowest = |allocated, status| growth(GIB + 1, Some(allocated), status);
+        for status in [status::NODE_PENDING, status::NODE_INFEASIBLE] {
+            assert_eq!(need(&lowest(90 * GIB, status), Some(&free(0))), Need::End(Some(NONE_FREE)), "{status}");
+            // It was granted in the meantime, or from the start: the user cannot lower it.
+            assert_eq!(need(&lowest(GIB + 1, status), Some(&free(0))), Need::End(Some(NONE_FREE)), "{status}");
+            assert_eq!(need(&lowest(90 * GIB, status), Some(&free(4 << 20))), Need::Lower, "{status}");
+        }
+        let mut trying = lowest(90 * GIB, status::NODE_IN_PROGRESS);
+        assert_eq!(need(&trying, Some(&free(0))), Need::Nothing);
+        trying.failed = true;
+        assert_eq!(need(&trying, Some(&free(0))), Need::End(Some(NONE_FREE)));
+        // What is free is not known: kubelet finds out.
+        assert_eq!(need(&trying, None), Need::Lower);
+    }
+
+    #[test]
+    fn lowered_but_still_too_much_ends_the_growth_and_not_lowered_does_not() {
+        let lowered = growth(3 * GIB, Some(90 * GIB), status::NODE_PENDING);
+        let lack = Lack { free: GIB, missing: GIB };
+        assert_eq!(need(&lowered, Some(&free(GIB))), Need::End(Some(lack)));
+        let asked = growth(90 * GIB, Some(90 * GIB), status::NODE_PENDING);
+        assert!(matches!(need(&asked, Some(&free(GIB))), Need::Impossible(_)));
+    }
+
+    #[test]
+    fn an_ended_growth_is_silent_and_ended_again_when_begun_again() {
+        let ended = |allocated, status| Growth { ended: true, ..growth(3 * GIB, Some(allocated), status) };
+        let lack = Lack { free: GIB, missing: GIB };
+        assert_eq!(need(&ended(GIB, ""), Some(&free(GIB))), Need::Nothing);
+        // The controller manager has been restarted.
+        assert_eq!(need(&ended(3 * GIB, status::NODE_PENDING), Some(&free(GIB))), Need::End(Some(lack)));
+        // kubelet gave up the larger size just after it was ended.
+        assert_eq!(need(&ended(GIB, status::NODE_INFEASIBLE), Some(&free(GIB))), Need::End(Some(lack)));
+        // There is room by now.
+        assert_eq!(need(&ended(3 * GIB, status::NODE_PENDING), Some(&free(2 * GIB))), Need::Nothing);
     }
 
     #[test]
@@ -338,7 +441,13 @@ mod tests {
         .unwrap();
         let mut expected = growth(2 * GIB, Some(90 * GIB), status::NODE_IN_PROGRESS);
         expected.failed = true;
-        assert_eq!(Growth::of(&claim), Some(expected));
+        let mut volume = PersistentVolume::default();
+        assert_eq!(Growth::of(&claim, &volume).as_ref(), Some(&expected));
+        volume.annotations_mut().insert(GROWTH_ENDED.into(), (3 * GIB).to_string());
+        assert_eq!(Growth::of(&claim, &volume).as_ref(), Some(&expected));
+        volume.annotations_mut().insert(GROWTH_ENDED.into(), (2 * GIB).to_string());
+        expected.ended = true;
+        assert_eq!(Growth::of(&claim, &volume), Some(expected));
         let kept = |pending| -> Vec<String> {
             conditions(&claim, pending).into_iter().map(|condition| condition.type_).collect()
         };

@@ -20,16 +20,18 @@ use tonic::Code;
 use tracing::info;
 
 use super::context::Context;
-use super::error::{Doing, Error, is_conflict, is_not_found};
+use super::error::{Doing, Error, Row, is_conflict, is_not_found};
 use super::events::Reason;
 use super::names::{PROVISIONED_BY, PV_FINALIZER, volume_of};
-use super::nodes::explain;
+use super::nodes::{State, call_to, explain};
 use super::quantity::storage;
 use super::validate::Request;
 use crate::names::{DRIVER, FLEX_DRIVER, TOPOLOGY_NODE};
 
 /// For one call that removes a logical volume.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Until a node that is being connected to has reported, or has not.
+const SOON: Duration = Duration::from_secs(2);
 /// Between attempts to remove one.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
@@ -120,7 +122,7 @@ pub fn build(claim: &PersistentVolumeClaim, class: &StorageClass, request: &Requ
 }
 
 /// Where the logical volume of a PV is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Place {
     /// Value of the node's topology label.
     pub topology: String,
@@ -235,12 +237,15 @@ async fn remove(volume: &PersistentVolume, place: &Place, ctx: &Context) -> Resu
         return Ok(Action::requeue(LONGEST_WAIT));
     }
     if let Err(failed) = delete_volume(place, ctx).await {
-        ctx.events.tell(&now, failed.reason, failed.note).await;
+        if !matches!(failed.again, Again::Soon) {
+            ctx.events.tell(&now, failed.reason, failed.note).await;
+        }
         return Ok(match failed.again {
             Again::Later => {
                 let key = volume.uid().unwrap_or_default();
-                Action::requeue(ctx.failures.note(&key, &place.topology, LONGEST_WAIT).wait)
+                Action::requeue(ctx.failures.note(&key, Row::Attempts, &place.topology, LONGEST_WAIT).wait)
             }
+            Again::Soon => Action::requeue(SOON),
             Again::WhenTheNodeIsBack => Action::await_change(),
         });
     }
@@ -282,18 +287,28 @@ async fn still_claimed(volume: &PersistentVolume, ctx: &Context) -> Result<bool,
     }))
 }
 
-struct Undeleted {
-    reason: Reason,
-    note: String,
+/// Why a logical volume is still there, or may be.
+pub struct Undeleted {
+    /// Of the Event.
+    pub reason: Reason,
+    /// Its text.
+    pub note: String,
     again: Again,
 }
 
 enum Again {
+    /// Nothing is known yet, so there is nothing to tell.
+    Soon,
     Later,
     WhenTheNodeIsBack,
 }
 
-async fn delete_volume(place: &Place, ctx: &Context) -> Result<(), Undeleted> {
+/// Has the node remove a logical volume; success also where it is not there.
+/// The node looks at its tags, and whether it is in use.
+///
+/// # Errors
+/// When it is not known to be gone.
+pub async fn delete_volume(place: &Place, ctx: &Context) -> Result<(), Undeleted> {
     let topology = &place.topology;
     let Some(node) = ctx.nodes.with_topology(topology) else {
         return Err(Undeleted {
@@ -306,20 +321,24 @@ async fn delete_volume(place: &Place, ctx: &Context) -> Result<(), Undeleted> {
             again: Again::WhenTheNodeIsBack,
         });
     };
-    let reached = ctx.nodes.reach(&node.name).map_err(|unreached| Undeleted {
+    // That it is not there is believed only of the node itself, not of one that
+    // has its address by now.
+    let known = node.state != State::Connecting;
+    let reached = ctx.nodes.reach_up(&node.name).map_err(|unreached| Undeleted {
         reason: Reason::NodeUnreachable,
         note: format!(
             "the volume cannot be removed while the lvprov node service on {} does not answer: {}. \
              Look at its pod: kubectl -n lvprov-system get pods -o wide",
             node.name, unreached.why
         ),
-        again: Again::WhenTheNodeIsBack,
+        again: if known { Again::WhenTheNodeIsBack } else { Again::Soon },
     })?;
-    let mut request =
-        tonic::Request::new(DeleteVolumeRequest { volume_id: place.handle(), ..DeleteVolumeRequest::default() });
-    request.set_timeout(DELETE_TIMEOUT);
-    let deleted = ControllerClient::new(reached.channel).delete_volume(request).await;
-    let status = match deleted {
+    let request = DeleteVolumeRequest { volume_id: place.handle(), ..DeleteVolumeRequest::default() };
+    let deleted = async {
+        let call = call_to(&node.name, request, DELETE_TIMEOUT)?;
+        ControllerClient::new(reached.channel).delete_volume(call).await
+    };
+    let status = match deleted.await {
         Ok(_) => return Ok(()),
         // Gone already, which is all that is wanted.
         Err(status) if status.code() == Code::NotFound => return Ok(()),
@@ -332,9 +351,11 @@ async fn delete_volume(place: &Place, ctx: &Context) -> Result<(), Undeleted> {
         node.name,
         status.code()
     );
-    // Refused is also what has lost our tags, or is in a group that the node does not serve.
-    let in_use = status.code() == Code::FailedPrecondition && said.contains("in use");
-    let reason = if in_use { Reason::VolumeInUse } else { Reason::VolumeDeleteFailed };
+    let reason = match status.code() {
+        Code::FailedPrecondition => Reason::VolumeInUse,
+        // Also PERMISSION_DENIED: it has lost our tags, or is in a group that the node does not serve.
+        _ => Reason::VolumeDeleteFailed,
+    };
     Err(Undeleted { reason, note, again: Again::Later })
 }
 

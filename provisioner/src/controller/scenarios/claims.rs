@@ -5,11 +5,8 @@ use super::*;
 use kube::runtime::controller::Action;
 use tonic::Status;
 
-const CLAIM_PATH: &str = "/api/v1/namespaces/shop/persistentvolumeclaims/data-db-0";
-
-fn parsed(claim: Value) -> Arc<PersistentVolumeClaim> {
-    Arc::new(serde_json::from_value(claim).unwrap())
-}
+/// Until a claim whose PV should be bound soon is looked at again.
+const PARKED: Duration = Duration::from_secs(300);
 
 /// The annotation is removed, and only from the version that was read.
 async fn expect_hand_back(api: &mut ApiServer) {
@@ -25,10 +22,6 @@ async fn expect_hand_back(api: &mut ApiServer) {
     asked.answer(200, claim());
 }
 
-fn with_node() -> World {
-    World { nodes: vec![node_object()], ..World::default() }
-}
-
 #[tokio::test]
 async fn a_claim_gets_its_volume_from_the_selected_node() {
     let mut scene = Scene::new(with_node()).await;
@@ -41,7 +34,9 @@ async fn a_claim_gets_its_volume_from_the_selected_node() {
     asked.answer(201, volume("Pending"));
     let note = scene.api.expect_event("shop", "ProvisioningSucceeded").await;
     assert!(note.contains("1 GiB on node n1"), "{note}");
-    assert_eq!(running.await.unwrap().unwrap(), Action::await_change());
+    // Should the PV be deleted before it is bound, only this brings another.
+    assert_eq!(running.await.unwrap().unwrap(), Action::requeue(PARKED));
+    assert_eq!(scene.node.meant(), ["n1"]);
 
     let created = scene.node.created();
     assert_eq!(created.len(), 1);
@@ -65,7 +60,8 @@ async fn a_controller_that_died_between_volume_and_pv_goes_on() {
     // The PV was made after all, only the watch has not brought it.
     scene.api.expect("POST", "/api/v1/persistentvolumes").await.refuse(409, "AlreadyExists");
     scene.api.expect("GET", &format!("/api/v1/persistentvolumes/{VOLUME}")).await.answer(200, volume("Pending"));
-    assert_eq!(running.await.unwrap().unwrap(), Action::await_change());
+    assert_eq!(running.await.unwrap().unwrap(), Action::requeue(PARKED));
+    assert!(scene.ctx.calls.unknown().is_empty());
     scene.api.expect_nothing_more().await;
 }
 
@@ -102,10 +98,11 @@ async fn a_node_that_cannot_be_asked_for_has_not_gone() {
 }
 
 #[tokio::test]
-async fn a_node_without_room_or_group_hands_the_claim_back_with_its_words() {
+async fn a_node_without_room_or_group_or_whose_lvm_refuses_hands_the_claim_back_with_its_words() {
     for (refusal, reason) in [
         (Status::resource_exhausted("5 GiB are missing"), "NotEnoughSpace"),
         (Status::failed_precondition("no volume group vg0 on this node"), "NoVolumeGroup"),
+        (Status::internal("lvcreate failed: device is read-only"), "ProvisioningFailed"),
     ] {
         let mut scene = Scene::new(with_node()).await;
         scene.node.refuse(refusal.clone());
@@ -156,6 +153,67 @@ async fn a_node_that_stays_silent_hands_the_claim_back() {
     let note = scene.api.expect_event("shop", "NodeUnreachable").await;
     assert!(note.contains("refused"), "{note}");
     running.await.unwrap().unwrap();
+}
+
+/// One reconciliation; the path of the first request that it makes, if any,
+/// which is refused.
+async fn first_request(scene: &mut Scene) -> Option<String> {
+    let mut running = tokio::spawn(reconcile(parsed(claim()), scene.ctx.clone()));
+    tokio::select! {
+        _ = &mut running => None,
+        asked = scene.api.handle.next_request() => {
+            let (request, answer) = asked.unwrap();
+            answer.send_response(Response::builder().status(409).body(Body::empty()).unwrap());
+            let _ = running.await.unwrap();
+            Some(request.uri().path().to_owned())
+        }
+    }
+}
+
+/// A first call ends like this (None: in silence). After longer than the
+/// patience a second one meets silence: whether that hands the claim back.
+async fn handed_back_after(first: Option<Status>, heard_between: bool) -> bool {
+    let mut scene = Scene::new(with_node()).await;
+    Arc::get_mut(&mut scene.ctx).unwrap().patience = Duration::from_millis(200);
+    match first {
+        Some(answer) => scene.node.refuse(answer),
+        None => silent(&scene).await,
+    }
+    first_request(&mut scene).await;
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    if heard_between {
+        scene.ctx.failures.heard_from("n1");
+    }
+    silent(&scene).await;
+    first_request(&mut scene).await.as_deref() == Some(CLAIM_PATH)
+}
+
+#[tokio::test]
+async fn only_silence_counts_as_silence() {
+    // A call that took too long, or was refused, has not met silence.
+    assert!(!handed_back_after(Some(Status::deadline_exceeded("too slow")), false).await);
+    assert!(!handed_back_after(Some(Status::aborted("the same volume is worked on")), false).await);
+    assert!(!handed_back_after(Some(Status::unavailable("the lock is busy")), false).await);
+    // Nor is it silence when the node was heard in between.
+    assert!(!handed_back_after(None, true).await);
+    assert!(handed_back_after(None, false).await);
+}
+
+#[tokio::test]
+async fn a_node_at_work_is_not_given_up_for_earlier_refusals() {
+    let mut scene = Scene::new(with_node()).await;
+    Arc::get_mut(&mut scene.ctx).unwrap().patience = Duration::from_millis(10);
+    for (refusal, wait) in [
+        (Status::unavailable("the lock is busy"), 120),
+        (Status::aborted("the same volume is worked on"), 0),
+        (Status::unavailable("the lock is busy"), 0),
+    ] {
+        scene.node.refuse(refusal);
+        let running = tokio::spawn(reconcile(parsed(claim()), scene.ctx.clone()));
+        scene.api.expect_event("shop", "ProvisioningFailed").await;
+        assert_ne!(running.await.unwrap().unwrap(), Action::await_change());
+        tokio::time::sleep(Duration::from_millis(wait)).await;
+    }
 }
 
 #[tokio::test]
@@ -211,58 +269,4 @@ async fn claims_of_others_and_claims_being_deleted_are_left_alone() {
     }
     assert!(scene.node.created().is_empty());
     scene.api.expect_nothing_more().await;
-}
-
-/// A bound claim whose growth to 90 GiB cannot be had, lowered to 2 GiB.
-fn lowered() -> Value {
-    let mut claim = claim();
-    claim["spec"]["volumeName"] = json!(VOLUME);
-    claim["spec"]["resources"]["requests"]["storage"] = json!("2Gi");
-    claim["status"] = json!({
-        "phase": "Bound",
-        "capacity": {"storage": "1Gi"},
-        "allocatedResources": {"storage": "90Gi"},
-        "allocatedResourceStatuses": {"storage": "NodeResizeInfeasible"},
-        "conditions": [{"type": "NodeResizeError", "status": "True"}, {"type": "Unused", "status": "False"}],
-    });
-    claim
-}
-
-#[tokio::test]
-async fn a_withdrawn_growth_is_taken_back_on_the_pv_first() {
-    let mut grown = volume("Bound");
-    grown["spec"]["capacity"]["storage"] = json!("90Gi");
-    let mut scene = Scene::new(World { volumes: vec![grown], ..with_node() }).await;
-    let running = tokio::spawn(reconcile(parsed(lowered()), scene.ctx.clone()));
-
-    let asked = scene.api.expect("PATCH", &format!("/api/v1/persistentvolumes/{VOLUME}")).await;
-    assert_eq!(
-        asked.body,
-        json!({
-            "metadata": {"uid": "volume-uid", "resourceVersion": "11"},
-            "spec": {"capacity": {"storage": "2Gi"}},
-        })
-    );
-    asked.answer(200, volume("Bound"));
-    let asked = scene.api.expect("PATCH", &format!("{CLAIM_PATH}/status")).await;
-    assert_eq!(asked.body["metadata"], json!({"uid": CLAIM_UID, "resourceVersion": "7"}));
-    assert_eq!(asked.body["status"]["allocatedResources"], json!({"storage": "2Gi"}));
-    assert_eq!(asked.body["status"]["allocatedResourceStatuses"], json!({"storage": "NodeResizePending"}));
-    let conditions = asked.body["status"]["conditions"].as_array().unwrap();
-    assert_eq!(conditions.len(), 1);
-    assert_eq!(conditions[0]["type"], "Unused");
-    asked.answer(200, claim());
-    scene.api.expect_event("shop", "VolumeGrowthWithdrawn").await;
-    running.await.unwrap().unwrap();
-}
-
-#[tokio::test]
-async fn a_pv_that_was_lowered_before_a_crash_is_not_lowered_again() {
-    let mut halfway = volume("Bound");
-    halfway["spec"]["capacity"]["storage"] = json!("2Gi");
-    let mut scene = Scene::new(World { volumes: vec![halfway], ..with_node() }).await;
-    let running = tokio::spawn(reconcile(parsed(lowered()), scene.ctx.clone()));
-    scene.api.expect("PATCH", &format!("{CLAIM_PATH}/status")).await.answer(200, claim());
-    scene.api.expect_event("shop", "VolumeGrowthWithdrawn").await;
-    running.await.unwrap().unwrap();
 }

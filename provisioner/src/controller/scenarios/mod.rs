@@ -1,8 +1,11 @@
 //! Reconciliations against an API server and a node that answer as told.
 
 mod claims;
+mod growth;
+mod left;
 mod node;
 mod volumes;
+mod watches;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +20,7 @@ use kube::runtime::watcher::Event;
 use serde_json::{Value, json};
 use tower_test::mock::{Handle, SendResponse};
 
+use super::calls::Calls;
 use super::context::{Context, Published};
 use super::error::Failures;
 use super::events::Events;
@@ -27,6 +31,8 @@ use node::FakeNode;
 const CLAIM_UID: &str = "0f0e7f0a-1111-4222-8333-444455556666";
 const VOLUME: &str = "pvc-0f0e7f0a-1111-4222-8333-444455556666";
 const GIB: u64 = 1 << 30;
+
+const CLAIM_PATH: &str = "/api/v1/namespaces/shop/persistentvolumeclaims/data-db-0";
 
 /// Far longer than any step takes.
 const SOON: Duration = Duration::from_secs(10);
@@ -122,11 +128,31 @@ impl Scene {
             claims: watched::<PersistentVolumeClaim>(world.claims),
             volumes: watched::<PersistentVolume>(world.volumes),
             failures: Failures::default(),
+            calls: Calls::default(),
             published: Published::default(),
             patience: Duration::from_secs(30),
         };
         Self { api: ApiServer { handle }, node, ctx: Arc::new(ctx) }
     }
+
+    /// The node is in another state.
+    fn node_is(&self, state: State) {
+        let view = View { name: "n1".into(), topology: "n1".into(), state };
+        self.ctx.nodes.place(view, self.node.channel.clone());
+    }
+
+    /// The node has so much free.
+    fn group_has(&self, free: u64) {
+        self.node_is(State::Up(vec![Group { name: "vg0".into(), size: 20 * GIB, free, extent: 4 << 20 }]));
+    }
+}
+
+fn parsed<K: serde::de::DeserializeOwned>(object: Value) -> Arc<K> {
+    Arc::new(serde_json::from_value(object).unwrap())
+}
+
+fn with_node() -> World {
+    World { nodes: vec![node_object()], ..World::default() }
 }
 
 fn watched<K>(objects: Vec<Value>) -> Store<K>

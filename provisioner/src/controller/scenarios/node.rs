@@ -16,6 +16,8 @@ use tonic::{Request, Response, Status};
 struct Script {
     created: Vec<csi::CreateVolumeRequest>,
     deleted: Vec<String>,
+    /// The nodes that the calls said they were for.
+    meant: Vec<String>,
     refusal: Option<Status>,
 }
 
@@ -42,6 +44,15 @@ impl FakeNode {
         self.script.lock().unwrap().refusal = Some(status);
     }
 
+    /// From now on it serves.
+    pub fn serve(&self) {
+        self.script.lock().unwrap().refusal = None;
+    }
+
+    pub fn meant(&self) -> Vec<String> {
+        self.script.lock().unwrap().meant.clone()
+    }
+
     pub fn created(&self) -> Vec<csi::CreateVolumeRequest> {
         self.script.lock().unwrap().created.clone()
     }
@@ -53,6 +64,10 @@ impl FakeNode {
 
 struct Service {
     script: Arc<Mutex<Script>>,
+}
+
+fn meant<T>(request: &Request<T>) -> String {
+    request.metadata().get("x-lvprov-node").map(|node| node.to_str().unwrap().to_owned()).unwrap_or_default()
 }
 
 type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<Response<T>, Status>> + Send + 'a>>;
@@ -77,8 +92,9 @@ impl Controller for Service {
     where
         Self: 'b,
     {
-        let request = request.into_inner();
         let mut script = self.script.lock().unwrap();
+        script.meant.push(meant(&request));
+        let request = request.into_inner();
         script.created.push(request.clone());
         let answer = match &script.refusal {
             Some(refusal) => Err(refusal.clone()),
@@ -101,6 +117,7 @@ impl Controller for Service {
         Self: 'b,
     {
         let mut script = self.script.lock().unwrap();
+        script.meant.push(meant(&request));
         script.deleted.push(request.into_inner().volume_id);
         let answer = match &script.refusal {
             Some(refusal) => Err(refusal.clone()),

@@ -5,14 +5,8 @@ use super::*;
 use kube::runtime::controller::Action;
 use tonic::Status;
 
-const CLAIM_PATH: &str = "/api/v1/namespaces/shop/persistentvolumeclaims/data-db-0";
-
 fn path() -> String {
     format!("/api/v1/persistentvolumes/{VOLUME}")
-}
-
-fn parsed(volume: Value) -> Arc<PersistentVolume> {
-    Arc::new(serde_json::from_value(volume).unwrap())
 }
 
 #[tokio::test]
@@ -24,6 +18,7 @@ async fn a_released_volume_goes_before_its_pv() {
 
     let asked = scene.api.expect("DELETE", &path()).await;
     assert_eq!(scene.node.deleted(), [format!("vg0/{VOLUME}")]);
+    assert_eq!(scene.node.meant(), ["n1"]);
     assert_eq!(asked.body["preconditions"], json!({"uid": "volume-uid"}));
     let mut deleted = volume("Released");
     deleted["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
@@ -51,6 +46,37 @@ async fn a_volume_in_use_keeps_its_pv_and_says_so() {
     let note = scene.api.expect_event("default", "VolumeInUse").await;
     assert!(note.contains("process 17"), "{note}");
     assert_ne!(running.await.unwrap().unwrap(), Action::await_change());
+    scene.api.expect_nothing_more().await;
+}
+
+#[tokio::test]
+async fn what_the_node_does_not_remove_for_us_is_told_in_its_words() {
+    for refusal in [
+        Status::permission_denied("logical volume vg0/x does not carry the tags of lvprov; it is left alone"),
+        Status::unavailable("this is node n2"),
+    ] {
+        let mut scene = Scene::new(World::default()).await;
+        scene.node.refuse(refusal.clone());
+        let running = tokio::spawn(reconcile(parsed(volume("Released")), scene.ctx.clone()));
+        scene.api.expect("GET", &path()).await.answer(200, volume("Released"));
+        scene.api.expect("GET", CLAIM_PATH).await.refuse(404, "NotFound");
+        let note = scene.api.expect_event("default", "VolumeDeleteFailed").await;
+        assert!(note.contains(refusal.message()), "{note}");
+        assert_ne!(running.await.unwrap().unwrap(), Action::await_change());
+        scene.api.expect_nothing_more().await;
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_removed_before_the_node_has_shown_that_it_is_the_one() {
+    let mut scene = Scene::new(World::default()).await;
+    scene.node_is(State::Connecting);
+    let running = tokio::spawn(reconcile(parsed(volume("Released")), scene.ctx.clone()));
+    scene.api.expect("GET", &path()).await.answer(200, volume("Released"));
+    scene.api.expect("GET", CLAIM_PATH).await.refuse(404, "NotFound");
+    assert_ne!(running.await.unwrap().unwrap(), Action::await_change());
+    assert!(scene.node.deleted().is_empty());
+    // Nor is anything wrong that a user should be told of.
     scene.api.expect_nothing_more().await;
 }
 

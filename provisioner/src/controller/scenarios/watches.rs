@@ -1,0 +1,96 @@
+//! What the watches bring, in an unfavourable order.
+
+use super::super::capacity::Publisher;
+use super::super::claim::ClassChanged;
+use super::super::error::Row;
+use super::super::nodes::News;
+use super::super::{claim_triggers, follow_class};
+use super::*;
+use futures::StreamExt;
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::reflector::store::Writer;
+use tokio::sync::broadcast;
+
+const CAPACITIES: &str = "/apis/storage.k8s.io/v1/namespaces/ns/csistoragecapacities";
+
+fn brings<K>(writer: &mut Writer<K>, objects: Vec<Value>)
+where
+    K: kube::Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + 'static,
+{
+    writer.apply_watcher_event(&Event::Init);
+    for object in objects {
+        writer.apply_watcher_event(&Event::InitApply(serde_json::from_value(object).unwrap()));
+    }
+    writer.apply_watcher_event(&Event::InitDone);
+}
+
+#[tokio::test]
+async fn a_new_leader_withdraws_no_capacity_before_it_knows_classes_and_nodes() {
+    let mut scene = Scene::new(World::default()).await;
+    let (classes, mut class_writer) = store::<StorageClass>();
+    let (node_objects, mut node_writer) = store::<Node>();
+    let nodes = scene.ctx.nodes.clone();
+    let publisher = Publisher::new(scene.ctx.client.clone(), "ns".into(), None, nodes, node_objects, classes, SOON);
+    let (changed, _) = broadcast::channel(8);
+    let publishing = tokio::spawn(publisher.run(changed.subscribe()));
+    let stale = json!({
+        "metadata": {"name": "lvprov-stale", "namespace": "ns", "resourceVersion": "5"},
+        "storageClassName": "gone",
+    });
+    let list = json!({
+        "apiVersion": "storage.k8s.io/v1", "kind": "CSIStorageCapacityList",
+        "metadata": {"resourceVersion": "5"}, "items": [stale],
+    });
+    scene.api.expect("GET", CAPACITIES).await.answer(200, list);
+    let _watch = scene.api.expect("GET", CAPACITIES).await;
+    // The objects are known, a class has changed: still nothing may happen.
+    changed.send(ClassChanged::Any).unwrap();
+    scene.api.expect_nothing_more().await;
+    brings(&mut class_writer, vec![class()]);
+    scene.api.expect_nothing_more().await;
+    brings(&mut node_writer, vec![node_object()]);
+    // Now what there is is published, and only what there is not withdrawn.
+    let asked = scene.api.handle.next_request().await.unwrap();
+    assert_eq!(asked.0.method(), "PATCH");
+    asked.1.send_response(Response::new(Body::from(br#"{"storageClassName": "fast"}"#.to_vec())));
+    let gone = format!("{CAPACITIES}/lvprov-stale");
+    scene.api.expect("DELETE", &gone).await.answer(200, stale);
+    publishing.abort();
+}
+
+#[tokio::test]
+async fn claims_hear_of_classes_once_the_store_has_them() {
+    let scene = Scene::new(World { claims: vec![claim()], ..World::default() }).await;
+    let (changed, mut heard) = broadcast::channel(8);
+    let mut triggers = std::pin::pin!(claim_triggers(&scene.ctx, &changed));
+    let class = || -> StorageClass { serde_json::from_value(class()).unwrap() };
+    // A list, or another one after the watch was broken: what it brings is in
+    // the store only at its end, and what has gone is not brought at all.
+    for event in [Event::Init, Event::InitApply(class())] {
+        follow_class(&changed, Ok(event));
+    }
+    assert!(heard.try_recv().is_err());
+    follow_class(&changed, Ok(Event::InitDone));
+    assert_eq!(heard.try_recv(), Ok(ClassChanged::Any));
+    let concerned = ObjectRef::new("data-db-0").within("shop");
+    let next = tokio::time::timeout(SOON, triggers.next()).await.unwrap();
+    assert_eq!(next, Some(concerned));
+    for event in [Event::Apply(class()), Event::Delete(class())] {
+        follow_class(&changed, Ok(event));
+        assert_eq!(heard.try_recv(), Ok(ClassChanged::One("fast".into())));
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_is_up_again_has_not_been_silent() {
+    let scene = Scene::new(World::default()).await;
+    let (changed, _) = broadcast::channel(8);
+    let mut triggers = std::pin::pin!(claim_triggers(&scene.ctx, &changed));
+    let silent = || scene.ctx.failures.note("u1", Row::Silence, "n1", SOON).wait.as_millis();
+    assert_eq!((silent(), silent()), (500, 1000));
+    scene.ctx.nodes.tell(News::Up("n1".into()));
+    // No claim is concerned.
+    let none = tokio::time::timeout(Duration::from_millis(50), triggers.next()).await;
+    assert!(none.is_err());
+    assert_eq!(silent(), 500);
+}
