@@ -5,6 +5,10 @@
 //! groups; [`testbed::Cluster`] is a control plane with such nodes. Both live
 //! in a [`sandbox`]: namespaces that end, with everything in them, when the
 //! process that made them ends.
+//!
+//! Nodes are user-mode Linux everywhere, also where the machine's own kernel
+//! has device-mapper: nodes on loop devices could share nothing with it that a
+//! power cut or a second node would not expose.
 
 pub mod agent;
 pub mod commands;
