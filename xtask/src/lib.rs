@@ -7,8 +7,8 @@
 //! process that made them ends.
 //!
 //! Nodes are user-mode Linux everywhere, also where the machine's own kernel
-//! has device-mapper: nodes on loop devices could share nothing with it that a
-//! power cut or a second node would not expose.
+//! has device-mapper: one kind of node, whose power can be cut, and which
+//! cannot reach the machine's own volume groups. There are none on loop devices.
 
 pub mod agent;
 pub mod commands;
