@@ -198,7 +198,7 @@ fn cargo_test(mark: &str, arguments: &[&str], filter: Option<&str>, nodes: bool)
         let mut last = Instant::now();
         for line in stdout.map(BufReader::new).into_iter().flat_map(BufRead::lines).map_while(Result::ok) {
             // Tests on nodes run one by one: the time since the last line is the test's.
-            if nodes && line.starts_with("test ") {
+            if nodes && line.starts_with("test ") && !line.starts_with("test result") {
                 println!("{mark}{line} ({:.1} s)", last.elapsed().as_secs_f64());
             } else {
                 println!("{mark}{line}");
