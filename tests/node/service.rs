@@ -48,7 +48,7 @@ impl<'a> Service<'a> {
         );
         node.write_file("/run/lvprov-node.sh", run)?;
         node.sh(&format!(
-            "test -d /run/lvprov-tls || lvprov certificates --directory /run/lvprov-tls\n\
+            ": > {COMMANDS}\ntest -d /run/lvprov-tls || lvprov certificates --directory /run/lvprov-tls\n\
              rm -f /run/lvprov-node.status\n\
              setsid sh -c '{} > {LOG} 2>&1; echo $? > /run/lvprov-node.status' < /dev/null > /dev/null 2>&1 &",
             if before.is_empty() { "sh /run/lvprov-node.sh" } else { "unshare -m -i sh /run/lvprov-node.sh" }
@@ -62,6 +62,10 @@ impl<'a> Service<'a> {
             }
             sleep(Duration::from_millis(100));
         }
+        // At start it also looks for log volumes to mount; from then on it is idle.
+        node.sh(&format!(
+            "for i in $(seq 100); do grep -q 'lvm lvs' {COMMANDS} && exit; sleep 0.1; done; echo no report of volumes; false"
+        ))?;
         Ok(service)
     }
 
@@ -304,7 +308,7 @@ fn given_up(node: &Node) -> Result<()> {
 /// What `create-many` makes.
 fn many(node: &Node) -> Result<usize> {
     let count =
-        node.sh("lvs --noheadings -o lv_name vg0 | grep -c 'pvc-0f0e7f0a-1111-4222-8333-00000000000[0-7]' || true")?;
+        node.sh("lvs --noheadings -o lv_name vg0 | grep -c 'pvc-0f0e7f0a-1111-4222-9333-00000000000[0-7]' || true")?;
     Ok(count.trim().parse()?)
 }
 
@@ -330,7 +334,7 @@ fn killed(node: &Node) -> Result<()> {
     );
     let after = many(node)?;
     ensure!(after == 8, "killed after {wait} s with {before} volumes, {after} after the second call");
-    node.sh("lvremove -qq -y -S 'lv_name=~^pvc-0f0e7f0a-1111-4222-8333-00000000000[0-7]' vg0")?;
+    node.sh("lvremove -qq -y -S 'lv_name=~^pvc-0f0e7f0a-1111-4222-9333-00000000000[0-7]' vg0")?;
     ensure!(many(node)? == 0);
     Ok(())
 }
