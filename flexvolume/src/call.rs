@@ -67,8 +67,9 @@ impl PodPath {
             return Err(refuse());
         }
         let uid = PodUid::parse(uid.to_str().ok_or_else(refuse)?)?;
-        // Rebuilt from its parts: no trailing slash, no doubled one.
-        Ok(Self { path: parts.iter().collect(), uid })
+        // Rebuilt from its parts: no trailing slash, no doubled one; and as the
+        // mount table knows it, should kubelet's root lie behind a link.
+        Ok(Self { path: lvm::mounts::real(&parts.iter().collect::<PathBuf>()), uid })
     }
 }
 

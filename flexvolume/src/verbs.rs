@@ -68,7 +68,7 @@ pub fn mount(args: &[OsString]) -> Result<(), MountError> {
         text => text.parse()?,
     };
     let (namespace, read_only) = (call.namespace()?, call.read_only()?);
-    let lvm = Lvm::new(NodeConfig::load()?);
+    let lvm = Lvm::in_cgroup(NodeConfig::load()?);
     match options {
         Options::Data { vg, lv, claim_uid, mount } => lvm.publish_data(&PublishData {
             vg,
@@ -105,7 +105,7 @@ pub fn unmount(args: &[OsString]) -> Result<(), UnmountVerbError> {
     if !gone.is_empty() {
         // A record that cannot be written only begins the retention earlier; the unmount is done.
         if let Ok(config) = NodeConfig::load() {
-            let lvm = Lvm::new(config);
+            let lvm = Lvm::in_cgroup(config);
             for mount in &gone {
                 let _ = lvm.note_unmounted(mount);
             }
@@ -123,5 +123,5 @@ pub fn expandfs(args: &[OsString]) -> Result<(), ExpandVerbError> {
     let size = size.to_str().and_then(|size| size.parse::<u64>().ok());
     let size = size.ok_or_else(|| CallError::Size(args[3].to_string_lossy().chars().take(40).collect()))?;
     let Options::Data { vg, lv, .. } = Options::parse(call.user())? else { return Err(ExpandVerbError::NotData) };
-    Ok(Lvm::new(NodeConfig::load()?).expand_data(&vg, &lv, &target.path, size)?)
+    Ok(Lvm::in_cgroup(NodeConfig::load()?).expand_data(&vg, &lv, &target.path, size)?)
 }

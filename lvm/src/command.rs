@@ -13,7 +13,7 @@ use serde::Serialize;
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -121,6 +121,9 @@ impl Finished {
     }
 }
 
+/// Where mutating commands run (see [`Runner::in_cgroup`]).
+pub const CGROUP: &str = "/sys/fs/cgroup/lvprov";
+
 const SEARCHED: &str = "/usr/sbin, /sbin, /usr/bin and /bin";
 const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
 
@@ -128,7 +131,7 @@ const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
 #[derive(Debug)]
 pub struct Runner {
     log: Option<PathBuf>,
-    cgroup: Option<File>,
+    cgroup: Option<PathBuf>,
     limit: Duration,
 }
 
@@ -145,22 +148,36 @@ impl Runner {
     }
 
     /// Lets mutating commands run in the cgroup (v2) at `directory`, so that
-    /// they outlive the container of their parent: an lvm command killed half
-    /// way can leave devices suspended.
-    pub fn in_cgroup(mut self, directory: &Path) -> io::Result<Self> {
-        std::fs::create_dir_all(directory)?;
-        self.cgroup = Some(OpenOptions::new().write(true).open(directory.join("cgroup.procs"))?);
-        Ok(self)
+    /// they outlive the container or service of their parent: an lvm command
+    /// killed half way can leave devices suspended. Where there is no cgroup v2
+    /// they run in the parent's.
+    pub fn in_cgroup(mut self, directory: &Path) -> Self {
+        self.cgroup = Some(directory.to_owned());
+        self
     }
 
-    /// Runs `program` to its end. `inherit`: a descriptor that the child keeps
-    /// open, such as that of a lock that must be held as long as the child runs.
+    /// The cgroup, to be written to; made where it is not there.
+    fn cgroup(&self) -> Option<File> {
+        let directory = self.cgroup.as_ref()?;
+        let procs = directory.join("cgroup.procs");
+        let open = || OpenOptions::new().write(true).open(&procs).ok();
+        open().or_else(|| {
+            // Only below a cgroup v2: elsewhere the directory would be just that.
+            directory.parent()?.join("cgroup.controllers").exists().then_some(())?;
+            std::fs::create_dir(directory).ok()?;
+            open()
+        })
+    }
+
+    /// Runs `program` to its end. `lock`: the descriptor of a lock that must be
+    /// held as long as the child runs, whatever becomes of this process. The
+    /// child gets it as its standard input: lvm closes all others (lvm(8)).
     pub fn run<S: AsRef<OsStr>>(
         &self,
         kind: Kind,
         program: &str,
         args: &[S],
-        inherit: Option<RawFd>,
+        lock: Option<BorrowedFd<'_>>,
     ) -> Result<Finished, CommandError> {
         let path = DIRECTORIES
             .iter()
@@ -189,12 +206,15 @@ impl Runner {
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .env("LVM_SUPPRESS_FD_WARNINGS", "1")
             .current_dir("/")
-            .stdin(Stdio::null())
+            .stdin(match lock {
+                Some(lock) => Stdio::from(lock.try_clone_to_owned().map_err(failed)?),
+                None => Stdio::null(),
+            })
             .stdout(stdout.writer().map_err(failed)?)
             .stderr(stderr.writer().map_err(failed)?);
-        let cgroup = self.cgroup.as_ref().filter(|_| kind == Kind::Mutate).map(AsRawFd::as_raw_fd);
-        if inherit.is_some() || cgroup.is_some() {
-            prepare(&mut command, inherit, cgroup);
+        let cgroup = if kind == Kind::Mutate { self.cgroup() } else { None };
+        if let Some(cgroup) = &cgroup {
+            prepare(&mut command, cgroup.as_raw_fd());
         }
         let start = Instant::now();
         let mut child = command.spawn().map_err(failed)?;
@@ -300,20 +320,13 @@ fn poll_one(poll: &mut libc::pollfd, limit: Duration) -> io::Result<bool> {
 }
 
 #[allow(unsafe_code)]
-fn prepare(command: &mut Command, inherit: Option<RawFd>, cgroup: Option<RawFd>) {
-    // SAFETY: between fork and exec only fcntl(2) and write(2) are called, both
-    // async-signal-safe, on descriptors that the parent keeps open.
+fn prepare(command: &mut Command, cgroup: RawFd) {
+    // SAFETY: between fork and exec only write(2) is called, which is
+    // async-signal-safe, on a descriptor that the parent keeps open.
     unsafe {
         command.pre_exec(move || {
-            if let Some(fd) = inherit
-                && libc::fcntl(fd, libc::F_SETFD, 0) < 0
-            {
-                return Err(io::Error::last_os_error());
-            }
-            if let Some(fd) = cgroup {
-                // "0" is the writing process itself (cgroups(7)). Failing to move is no reason to fail.
-                libc::write(fd, b"0".as_ptr().cast(), 1);
-            }
+            // "0" is the writing process itself (cgroups(7)). Failing to move is no reason to fail.
+            libc::write(cgroup, b"0".as_ptr().cast(), 1);
             Ok(())
         });
     }
@@ -330,6 +343,7 @@ fn one_line(stderr: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsFd;
 
     #[test]
     fn output_status_and_error_are_kept_apart_and_written_down() {
@@ -360,15 +374,19 @@ mod tests {
         assert!(error.to_string().starts_with("no-such-tool is not installed"));
     }
 
+    /// lvm closes every descriptor but the first three, so the lock is one of these.
     #[test]
-    fn a_child_keeps_the_descriptor_it_is_given_and_no_other() {
-        let file = tempfile::tempfile().unwrap();
-        let fd = file.as_raw_fd();
-        let path = format!("/proc/self/fd/{fd}");
-        let with = Runner::default().run(Kind::Tool, "readlink", &[&path], Some(fd)).unwrap();
-        assert!(with.status.success());
-        let without = Runner::default().run(Kind::Tool, "readlink", &[&path], None).unwrap();
-        assert!(!without.status.success());
+    fn a_child_keeps_its_lock_when_its_parent_has_let_go() {
+        let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+        let lock = File::open(&path).unwrap();
+        lock.lock().unwrap();
+        let runner = Runner { limit: Duration::from_millis(20), ..Runner::default() };
+        let error = runner.run(Kind::Tool, "sleep", &["0.5"], Some(lock.as_fd())).unwrap_err();
+        assert!(matches!(error, CommandError::StillRunning { .. }));
+        drop(lock);
+        let other = File::open(&path).unwrap();
+        assert!(other.try_lock().is_err(), "the lock is free while the child runs");
+        other.lock().unwrap();
     }
 
     #[test]

@@ -12,6 +12,8 @@ pub const CONFIG_PATH: &str = "/etc/lvprov/node.json";
 pub struct NodeConfig {
     /// Volume group of log volumes that name none. Default `vg0`.
     pub volume_group: VgName,
+    /// Further volume groups that a pod may name for its log volumes.
+    pub more_volume_groups: Vec<VgName>,
     /// Directory below which log volumes are mounted. Default `/var/log/lvprov`.
     pub log_root: PathBuf,
     /// File to which one JSON line is written for each child process run
@@ -31,7 +33,7 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// It is not the JSON that is expected.
-    #[error("{path} is not valid: {reason}; known keys: volumeGroup, logRoot, commandLog")]
+    #[error("{path} is not valid: {reason}; known keys: volumeGroup, moreVolumeGroups, logRoot, commandLog")]
     Invalid {
         /// The file.
         path: String,
@@ -41,9 +43,10 @@ pub enum ConfigError {
 }
 
 #[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct File {
     volume_group: Option<String>,
+    more_volume_groups: Vec<String>,
     log_root: Option<PathBuf>,
     command_log: Option<PathBuf>,
 }
@@ -68,7 +71,9 @@ impl NodeConfig {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(source) => return Err(ConfigError::Unreadable { path: shown, source }),
         };
-        let file: File = serde_json::from_slice(&text)
+        // An object and nothing else: serde would take a list for a struct.
+        let file = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&text)
+            .and_then(|object| serde_json::from_value::<File>(object.into()))
             .map_err(|error| ConfigError::Invalid { path: shown.clone(), reason: error.to_string() })?;
         Self::from_file(file, &shown)
     }
@@ -83,8 +88,25 @@ impl NodeConfig {
                 return Err(invalid(format!("{} is not an absolute path without ..", path.display())));
             }
         }
-        Ok(Self { volume_group, log_root, command_log: file.command_log })
+        let more = file.more_volume_groups.iter().map(|name| VgName::parse(name));
+        let more_volume_groups = more.collect::<Result<_, _>>().map_err(|error| invalid(error.to_string()))?;
+        Ok(Self { volume_group, more_volume_groups, log_root: without_links(&log_root), command_log: file.command_log })
     }
+
+    /// The volume groups that pods may carve log volumes from.
+    pub fn open_groups(&self) -> impl Iterator<Item = &VgName> {
+        std::iter::once(&self.volume_group).chain(&self.more_volume_groups)
+    }
+}
+
+/// The path as the mount table will know it. What is not there yet has no links.
+fn without_links(path: &Path) -> PathBuf {
+    for ancestor in path.ancestors() {
+        if let (Ok(real), Ok(rest)) = (ancestor.canonicalize(), path.strip_prefix(ancestor)) {
+            return real.join(rest);
+        }
+    }
+    path.to_owned()
 }
 
 #[cfg(test)]
@@ -112,6 +134,18 @@ mod tests {
         assert_eq!(config.volume_group.as_str(), "fast");
         assert_eq!(config.log_root, Path::new("/srv/logs"));
         assert_eq!(config.command_log, None);
+        let config = load(r#"{"volumeGroup":"fast","moreVolumeGroups":["slow"]}"#).unwrap();
+        assert_eq!(config.open_groups().map(VgName::as_str).collect::<Vec<_>>(), ["fast", "slow"]);
+    }
+
+    #[test]
+    fn a_log_root_behind_a_link_is_where_the_link_leads() {
+        let directory = tempfile::tempdir().unwrap();
+        let real = directory.path().canonicalize().unwrap().join("real");
+        std::fs::create_dir(&real).unwrap();
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        assert_eq!(without_links(&link.join("logs/lvprov")), real.join("logs/lvprov"));
     }
 
     #[test]

@@ -8,7 +8,6 @@ use crate::mounts;
 use crate::names::{ClaimUid, LvName, Namespace, VgName};
 use crate::report::ReportError;
 use crate::volume::{ExtendError, Lvm, PATIENCE, device};
-use nix::mount::MsFlags;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -99,6 +98,16 @@ pub enum PublishDataError {
         path: String,
         /// What the system said.
         source: io::Error,
+    },
+    /// It has no file system, and is not marked as new.
+    #[error("logical volume {vg}/{lv} has no file system, and does not bear the mark of a new volume either: its superblock may be damaged. Nothing is formatted; look at it by hand ({repair})", repair = if *.fs == FsType::Xfs { "xfs_repair" } else { "e2fsck -b" })]
+    NotNew {
+        /// The group.
+        vg: VgName,
+        /// The volume.
+        lv: LvName,
+        /// The file system that it should have.
+        fs: FsType,
     },
     /// It is not proved to be blank.
     #[error(transparent)]
@@ -191,17 +200,12 @@ impl Lvm {
         }
         std::fs::create_dir_all(&request.target).map_err(at_path(&request.target))?;
         let data = request.options.data.join(",");
-        let mut flags = request.options.flags;
-        flags.set(MsFlags::MS_RDONLY, request.read_only);
-        let mount = |flags| mounts::mount_device(node, &request.target, found.fs.as_str(), flags, &data);
-        let result = match mount(flags) {
-            // Another pod has it mounted for writing: the same file system, and
-            // only this mount of it read-only.
-            Err(error) if request.read_only && error.raw_os_error() == Some(libc::EBUSY) => {
-                mount(flags - MsFlags::MS_RDONLY).and_then(|()| mounts::make_read_only_or_unmount(&request.target))
-            }
-            other => other,
-        };
+        // The file system itself always for writing: other pods may have it
+        // mounted so, and only this mount of it is made read-only.
+        let mut result = mounts::mount_device(node, &request.target, found.fs.as_str(), request.options.flags, &data);
+        if request.read_only {
+            result = result.and_then(|()| mounts::make_read_only_or_unmount(&request.target));
+        }
         result.map_err(|source| PublishDataError::Mount {
             vg: request.vg.clone(),
             lv: request.lv.clone(),
@@ -233,7 +237,15 @@ impl Lvm {
                 // Ours, but its mkfs was cut off: nobody has ever written to it.
                 let again = unfinished.is_some_and(|superblock| superblock.uuid == uuid);
                 if !again {
+                    // Two proofs: nothing that anybody would know, and our own mark.
                     filesystem::prove_blank(&self.runner, node)?;
+                    if !filesystem::is_new(node, uuid).map_err(at_path(node))? {
+                        return Err(PublishDataError::NotNew {
+                            vg: request.vg.clone(),
+                            lv: request.lv.clone(),
+                            fs: request.fs,
+                        });
+                    }
                 }
                 filesystem::make(&self.runner, lock.fd(), node, request.fs, uuid, false, again)?;
                 Superblock { fs: request.fs, uuid, complete: true }

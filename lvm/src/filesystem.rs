@@ -3,10 +3,10 @@
 use crate::command::{CommandError, Kind, Runner};
 use nix::mount::MsFlags;
 use std::fmt;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::RawFd;
-use std::os::unix::fs::FileExt;
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use uuid::Uuid;
 
@@ -124,11 +124,51 @@ pub struct Superblock {
 /// not mean that it is blank.
 pub fn superblock(device: &Path) -> io::Result<Option<Superblock>> {
     let mut head = [0; 2048];
-    match File::open(device)?.read_exact_at(&mut head, 0) {
+    let file = File::open(device)?;
+    refuse_suspended(&file)?;
+    match file.read_exact_at(&mut head, 0) {
         Ok(()) => Ok(decode_superblock(&head)),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Reading a suspended device would wait until somebody resumes it.
+fn refuse_suspended(device: &File) -> io::Result<()> {
+    let number = device.metadata()?.rdev();
+    let path = format!("/sys/dev/block/{}:{}/dm/suspended", libc::major(number), libc::minor(number));
+    match std::fs::read(path) {
+        Ok(text) if text.starts_with(b"1") => Err(io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            "the device is suspended; if it stays so, resume it (dmsetup resume)",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// What is written at the start of a new data volume, before anybody has
+/// formatted it, with the UUID that its file system will have.
+const NEW: &[u8; 16] = b"lvprov new vol 1";
+
+/// Marks a device that has just been made for its owner, and wiped: only what
+/// is marked is ever formatted. A volume in use that has lost its superblock
+/// does not look like a new one.
+pub fn mark_new(device: &Path, uuid: Uuid) -> io::Result<()> {
+    let mut sector = [0; 512];
+    sector[..16].copy_from_slice(NEW);
+    sector[16..32].copy_from_slice(uuid.as_bytes());
+    let file = OpenOptions::new().write(true).open(device)?;
+    file.write_all_at(&sector, 0)?;
+    file.sync_all()
+}
+
+/// Whether the device bears the mark of a new volume with this UUID.
+pub fn is_new(device: &Path, uuid: Uuid) -> io::Result<bool> {
+    let mut sector = [0; 32];
+    let file = File::open(device)?;
+    refuse_suspended(&file)?;
+    file.read_exact_at(&mut sector, 0)?;
+    Ok(sector[..16] == *NEW && sector[16..] == *uuid.as_bytes())
 }
 
 fn decode_superblock(head: &[u8; 2048]) -> Option<Superblock> {
@@ -208,7 +248,7 @@ pub fn prove_blank(runner: &Runner, device: &Path) -> Result<(), BlankError> {
 /// of the volume, which mkfs keeps even if this process dies.
 pub fn make(
     runner: &Runner,
-    lock: RawFd,
+    lock: BorrowedFd<'_>,
     device: &Path,
     fs: FsType,
     uuid: Uuid,
@@ -219,14 +259,14 @@ pub fn make(
     // Nothing is discarded here: that took place, or was chosen not to, when the last owner left.
     let mut args: Vec<String> = match fs {
         FsType::Xfs => vec!["-q".into(), "-K".into(), "-m".into(), format!("uuid={uuid}")],
-        FsType::Ext4 => vec!["-q".into(), "-U".into(), uuid, "-E".into(), "nodiscard".into()],
-    };
-    match fs {
-        FsType::Xfs if again => args.push("-f".into()),
+        // Of several -E only the last would count.
         FsType::Ext4 if quota => {
-            args.extend(["-O".into(), "quota,project".into(), "-E".into(), "quotatype=prjquota".into()])
+            ["-q", "-U", &uuid, "-O", "quota,project", "-E", "nodiscard,quotatype=prjquota"].map(str::to_owned).to_vec()
         }
-        _ => {}
+        FsType::Ext4 => ["-q", "-U", &uuid, "-E", "nodiscard"].map(str::to_owned).to_vec(),
+    };
+    if fs == FsType::Xfs && again {
+        args.push("-f".into());
     }
     args.push(device.display().to_string());
     runner.run(Kind::Tool, if fs == FsType::Xfs { "mkfs.xfs" } else { "mkfs.ext4" }, &args, Some(lock))?.success()?;
@@ -248,7 +288,7 @@ pub fn grow(runner: &Runner, fs: FsType, device: &Path, mounted_at: &Path) -> Re
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::os::fd::AsRawFd;
+    use std::os::fd::AsFd;
 
     fn image(size: u64) -> tempfile::NamedTempFile {
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -263,10 +303,26 @@ mod tests {
             let file = image(fs.minimum_size());
             assert_eq!(superblock(file.path()).unwrap(), None);
             prove_blank(&Runner::default(), file.path()).unwrap();
-            make(&Runner::default(), file.as_file().as_raw_fd(), file.path(), fs, uuid, quota, false).unwrap();
+            make(&Runner::default(), file.as_file().as_fd(), file.path(), fs, uuid, quota, false).unwrap();
             assert_eq!(superblock(file.path()).unwrap(), Some(Superblock { fs, uuid, complete: true }));
             let error = prove_blank(&Runner::default(), file.path()).unwrap_err().to_string();
             assert!(error.contains(fs.as_str()) && error.contains("wipefs"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_new_volume_is_marked_until_it_is_formatted() {
+        let uuid = Uuid::from_u128(7);
+        for fs in [FsType::Xfs, FsType::Ext4] {
+            let file = image(fs.minimum_size());
+            assert!(!is_new(file.path(), uuid).unwrap());
+            mark_new(file.path(), uuid).unwrap();
+            assert!(is_new(file.path(), uuid).unwrap());
+            assert!(!is_new(file.path(), Uuid::from_u128(8)).unwrap());
+            assert_eq!(superblock(file.path()).unwrap(), None);
+            prove_blank(&Runner::default(), file.path()).unwrap();
+            make(&Runner::default(), file.as_file().as_fd(), file.path(), fs, uuid, false, false).unwrap();
+            assert!(!is_new(file.path(), uuid).unwrap(), "{fs}");
         }
     }
 

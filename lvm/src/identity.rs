@@ -17,6 +17,9 @@ const CLAIM_UID: &str = "lvprov.io/claim-uid=";
 const CLAIM: &str = "lvprov.io/claim=";
 const LOG: &str = "lvprov.io/log=";
 
+/// The tag of a log volume that has been made and not formatted yet.
+pub const NEW: &str = "lvprov.io/new";
+
 /// The owner of a logical volume of ours, as its tags tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Owner {

@@ -14,5 +14,6 @@ pub mod quota;
 pub mod report;
 pub mod size;
 pub mod volume;
+mod xattr;
 
 pub use volume::Lvm;

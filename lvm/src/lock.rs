@@ -1,8 +1,9 @@
 //! One writer at a time: file locks that wait, up to a deadline.
 //!
 //! Locks are flock(2) on files below [`DIRECTORY`], so the kernel frees them
-//! when their holder dies. A mutating lvm command inherits its group's lock and
-//! so keeps it even if the process that started it is killed.
+//! when their holder dies. A mutating lvm command is given its group's lock, as
+//! its standard input, and so keeps it even if who started it is killed.
+//! The directory is in /run, which only root can write; /run/lock is anybody's.
 //!
 //! Whoever has changed a volume group writes to its lock file: the node service
 //! watches these files (inotify) and so learns of every change, also of those
@@ -11,13 +12,13 @@
 use crate::names::{LvName, VgName};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::Write;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Where lock files lie. Emptied by a reboot, as locks should be.
-pub const DIRECTORY: &str = "/run/lock/lvprov";
+pub const DIRECTORY: &str = "/run/lvprov";
 
 /// A lock could not be taken.
 #[derive(Debug, thiserror::Error)]
@@ -107,8 +108,8 @@ impl Lock {
     }
 
     /// The descriptor, for a child that must hold the lock as long as it runs.
-    pub fn fd(&self) -> RawFd {
-        self.file.as_raw_fd()
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 

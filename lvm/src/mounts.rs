@@ -101,6 +101,15 @@ fn split(device: u64) -> (u32, u32) {
     (libc::major(device), libc::minor(device))
 }
 
+/// The path as the mount table knows it: with no link but its last component.
+/// Where its directory is not there, nothing is mounted, and it is given as it is.
+pub fn real(path: &Path) -> PathBuf {
+    match (path.parent().map(Path::canonicalize), path.file_name()) {
+        (Some(Ok(parent)), Some(name)) => parent.join(name),
+        _ => path.to_owned(),
+    }
+}
+
 /// What is mounted at `target` itself, the topmost where there are several.
 pub fn at(target: &Path) -> io::Result<Option<Mount>> {
     Ok(all()?.into_iter().rfind(|mount| mount.target == target))
@@ -182,6 +191,7 @@ pub enum UnmountError {
 /// was. After success no mount is left at `target` or below it.
 pub fn unmount(target: &Path) -> Result<Vec<Mount>, UnmountError> {
     let mut gone = Vec::new();
+    let mut attempts = 0;
     loop {
         let mounts = all().map_err(UnmountError::Unreadable)?;
         if let Some(below) = mounts.iter().find(|m| m.target.starts_with(target) && m.target != target) {
@@ -193,8 +203,9 @@ pub fn unmount(target: &Path) -> Result<Vec<Mount>, UnmountError> {
         let Some(top) = mounts.into_iter().rfind(|m| m.target == target) else { return Ok(gone) };
         match umount2(target, MntFlags::UMOUNT_NOFOLLOW) {
             Ok(()) => gone.push(top),
-            // Somebody else was faster: look again.
-            Err(nix::Error::EINVAL | nix::Error::ENOENT) => {}
+            // Somebody else was faster: look again. If it is still listed, it
+            // is hidden below another mount, and no path leads to it.
+            Err(nix::Error::EINVAL | nix::Error::ENOENT) if attempts < 3 => attempts += 1,
             Err(error) => {
                 return Err(UnmountError::Refused { target: target.display().to_string(), source: error.into() });
             }
@@ -224,6 +235,16 @@ mod tests {
         assert_eq!(mounts[2].target, Path::new("/var/lib/kubelet/pods/1111/volumes/lvprov.io~lvm/logs"));
         assert_eq!(mounts[3].target, Path::new("/mnt/with space\\x"));
         assert_eq!(mounts[3].fs_type, "ext4");
+    }
+
+    #[test]
+    fn a_link_on_the_way_is_seen_through() {
+        let directory = tempfile::tempdir().unwrap();
+        let there = directory.path().canonicalize().unwrap().join("there");
+        fs::create_dir(&there).unwrap();
+        std::os::unix::fs::symlink(&there, directory.path().join("link")).unwrap();
+        assert_eq!(real(&directory.path().join("link/volume")), there.join("volume"));
+        assert_eq!(real(Path::new("/nonexistent/a/b")), Path::new("/nonexistent/a/b"));
     }
 
     #[test]

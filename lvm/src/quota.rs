@@ -64,15 +64,24 @@ pub struct Usage {
     pub limit: u64,
 }
 
-/// Sets the hard limit of a project, in bytes, rounded down to 1 KiB but never
-/// to none. `device`: the block device of the mounted file system.
+/// Bytes of quota for each file: what mke2fs(8) reckons with. Files take room
+/// too that no quota of bytes counts, so their number is limited as well.
+const BYTES_PER_FILE: u64 = 16 << 10;
+/// So many files are always allowed.
+const LEAST_FILES: u64 = 256;
+
+/// Sets the hard limits of a project: bytes, rounded down to 1 KiB but never to
+/// none, and files in proportion (one for each 16 KiB, 256 at least). `device`:
+/// the block device of the mounted file system.
 pub fn set_limit(device: &Path, project: u32, bytes: u64) -> io::Result<()> {
     // quotactl(2) counts limits in units of 1 KiB.
     let blocks = (bytes / 1024).max(1);
     let mut limits = dqblk();
     limits.dqb_bhardlimit = blocks;
     limits.dqb_bsoftlimit = blocks;
-    limits.dqb_valid = libc::QIF_BLIMITS;
+    limits.dqb_ihardlimit = (bytes / BYTES_PER_FILE).max(LEAST_FILES);
+    limits.dqb_isoftlimit = limits.dqb_ihardlimit;
+    limits.dqb_valid = libc::QIF_BLIMITS | libc::QIF_ILIMITS;
     quotactl(libc::Q_SETQUOTA, device, project, &mut limits)
 }
 

@@ -4,7 +4,7 @@
 //! (lvmreport(7)). LVM prints advice in the midst of the JSON on standard
 //! output: such lines are dropped and counted.
 
-use crate::identity::Owner;
+use crate::identity::{NEW, Owner};
 use crate::names::{LvName, VgName};
 use serde::Deserialize;
 
@@ -39,6 +39,8 @@ pub struct LogicalVolume {
     pub open: bool,
     /// Who it belongs to.
     pub owner: Owner,
+    /// Whether it is a log volume that has not been formatted yet.
+    pub new: bool,
 }
 
 /// A report that could not be had or read.
@@ -151,7 +153,8 @@ pub fn volumes(stdout: &[u8]) -> Result<Vec<LogicalVolume>, ReportError> {
     let (rows, _) = rows::<LvRow>(report, stdout)?;
     let mut volumes = Vec::new();
     for row in rows {
-        let Some(owner) = Owner::from_tags(row.lv_tags.split(',').filter(|tag| !tag.is_empty())) else { continue };
+        let tags = || row.lv_tags.split(',').filter(|tag| !tag.is_empty());
+        let Some(owner) = Owner::from_tags(tags()) else { continue };
         let unreadable = |error: crate::names::NameError| ReportError::Unreadable { report, reason: error.to_string() };
         // lvs(8): the fifth letter of lv_attr is the state, the sixth whether the device is open.
         let attr = row.lv_attr.as_bytes();
@@ -164,6 +167,7 @@ pub fn volumes(stdout: &[u8]) -> Result<Vec<LogicalVolume>, ReportError> {
             // Unknown counts as open: nothing is removed on a guess.
             open: attr.get(5) != Some(&b'-'),
             owner,
+            new: tags().any(|tag| tag == NEW),
         });
     }
     Ok(volumes)

@@ -3,7 +3,7 @@
 //! Every change is one lvm command under its group's lock. Where the answer is
 //! not yet known, one report is asked for, and never more than a decision needs.
 
-use crate::command::{CommandError, Kind, Runner};
+use crate::command::{CGROUP, CommandError, Kind, Runner};
 use crate::config::NodeConfig;
 use crate::filesystem;
 use crate::identity::{self, DataOwner, Owner};
@@ -13,6 +13,7 @@ use crate::report::{self, LogicalVolume, ReportError, VolumeGroup};
 use crate::size::{human, round_up};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use uuid::Uuid;
 
 /// How long a caller waits for another writer of the same volume group. kubelet
 /// sets no time limit, and its peers wait two minutes for an answer.
@@ -90,6 +91,14 @@ pub enum CreateError {
         asked: u64,
         /// Why not.
         reason: String,
+    },
+    /// Its device cannot be marked or looked at.
+    #[error("cannot use {device}, the new volume's device: {source}")]
+    Device {
+        /// The device.
+        device: String,
+        /// What the system said.
+        source: std::io::Error,
     },
     /// The lock was not free in time.
     #[error(transparent)]
@@ -191,9 +200,9 @@ impl Lvm {
     }
 
     /// As [`Lvm::new`], with mutating commands in a cgroup of their own.
-    pub fn in_cgroup(config: NodeConfig, cgroup: &Path) -> std::io::Result<Self> {
-        let runner = Runner::new(config.command_log.clone()).in_cgroup(cgroup)?;
-        Ok(Self { config, runner })
+    pub fn in_cgroup(config: NodeConfig) -> Self {
+        let runner = Runner::new(config.command_log.clone()).in_cgroup(Path::new(CGROUP));
+        Self { config, runner }
     }
 
     fn report(&self, command: &str, fields: &str, of: Option<&str>) -> Result<Vec<u8>, CommandError> {
@@ -254,8 +263,12 @@ impl Lvm {
             None => self.group(&request.vg)?.extent_size,
         };
         let size = whole_extents(request.size, extent, request.limit)?;
-        let failure = match self.lvcreate(&mut lock, &request.vg, &request.name, size, &owner) {
-            Ok(()) => return Ok(Created { size, existed: false }),
+        let uuid = identity::data_uuid(&request.owner.namespace, &request.owner.claim_uid);
+        let failure = match self.lvcreate(&mut lock, &request.vg, &request.name, size, &owner.to_tags()) {
+            Ok(()) => {
+                mark(request, uuid)?;
+                return Ok(Created { size, existed: false });
+            }
             Err(error) => error,
         };
         // Now it pays to ask what is there.
@@ -271,19 +284,29 @@ impl Lvm {
         if found.size < size {
             return Err(conflict(format!("it has {} and not {}", human(found.size), human(size))));
         }
-        // An lvcreate that was cut off between making the volume and wiping it
-        // leaves a former owner's signature. This volume has never been given
-        // to anyone with it: what we format carries the claim's own UUID.
-        if found.active && !found.open {
-            let uuid = identity::data_uuid(&request.owner.namespace, &request.owner.claim_uid);
-            let stale = filesystem::superblock(&device(&found.vg, &found.name)).ok().flatten();
-            if stale.is_some_and(|superblock| superblock.uuid != uuid) {
-                self.lvremove(&mut lock, &found.vg, &found.name)?;
-                self.lvcreate(&mut lock, &request.vg, &request.name, size, &owner)?;
-                return Ok(Created { size, existed: false });
-            }
+        if !found.open && !self.is_whole(&mut lock, &found, uuid)? {
+            self.lvremove(&mut lock, &found.vg, &found.name)?;
+            self.lvcreate(&mut lock, &request.vg, &request.name, size, &owner.to_tags())?;
+            mark(request, uuid)?;
+            return Ok(Created { size, existed: false });
         }
         Ok(Created { size: found.size, existed: true })
+    }
+
+    /// Whether a data volume that an earlier call made is ready for its owner:
+    /// marked as new, or formatted for it. If it is neither, that call was cut
+    /// off before it could wipe and mark it; whatever it holds is a former
+    /// owner's, since nobody is given a claim's volume before it is marked.
+    fn is_whole(&self, lock: &mut Lock, found: &LogicalVolume, uuid: Uuid) -> Result<bool, CreateError> {
+        let node = device(&found.vg, &found.name);
+        if !found.active {
+            self.activate(lock, &found.vg, &found.name)?;
+        }
+        let whole = || {
+            let superblock = filesystem::superblock(&node)?;
+            Ok(superblock.is_some_and(|superblock| superblock.uuid == uuid) || filesystem::is_new(&node, uuid)?)
+        };
+        whole().map_err(|source| CreateError::Device { device: node.display().to_string(), source })
     }
 
     /// Makes the logical volume of a log volume, under the group's lock that
@@ -296,7 +319,9 @@ impl Lvm {
         size: u64,
         owner: &Owner,
     ) -> Result<(), CreateError> {
-        let failure = match self.lvcreate(lock, vg, name, size, owner) {
+        let mut tags = owner.to_tags();
+        tags.push(identity::NEW.to_owned());
+        let failure = match self.lvcreate(lock, vg, name, size, &tags) {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
@@ -311,15 +336,15 @@ impl Lvm {
         vg: &VgName,
         name: &LvName,
         size: u64,
-        owner: &Owner,
+        tags: &[String],
     ) -> Result<(), CommandError> {
         let mut args: Vec<String> = ["lvcreate", "--yes", "--quiet", "--wipesignatures", "y", "--zero", "y", "--name"]
             .map(str::to_owned)
             .to_vec();
         args.push(name.to_string());
         args.extend(["--size".to_owned(), size_argument(size)]);
-        for tag in owner.to_tags() {
-            args.extend(["--addtag".to_owned(), tag]);
+        for tag in tags {
+            args.extend(["--addtag".to_owned(), tag.clone()]);
         }
         args.push(vg.to_string());
         self.mutate(lock, &args)
@@ -377,7 +402,14 @@ impl Lvm {
         if now >= size {
             return Ok(());
         }
-        let args = ["lvextend".into(), "--quiet".into(), "--size".into(), size_argument(size), format!("{vg}/{name}")];
+        let args = [
+            "lvextend".into(),
+            "--yes".into(),
+            "--quiet".into(),
+            "--size".into(),
+            size_argument(size),
+            format!("{vg}/{name}"),
+        ];
         let Err(failure) = self.mutate(&mut lock, &args) else { return Ok(()) };
         let group = self.volume_groups()?.into_iter().find(|group| group.name == *vg);
         match group {
@@ -399,14 +431,52 @@ impl Lvm {
         }
     }
 
+    /// Takes the mark of a new volume off: from now on it is never formatted again.
+    pub(crate) fn no_longer_new(&self, vg: &VgName, name: &LvName) -> Result<(), LogNewError> {
+        let mut lock = Lock::volume_group(vg, PATIENCE)?;
+        let args = ["lvchange", "--yes", "--quiet", "--deltag", identity::NEW].map(str::to_owned);
+        Ok(self.mutate(&mut lock, &[&args[..], &[format!("{vg}/{name}")]].concat())?)
+    }
+
+    /// Wipes whatever signatures are on a volume that is still marked as new.
+    pub(crate) fn wipe(&self, lock: &Lock, node: &Path) -> Result<(), CommandError> {
+        let args = ["--all".as_ref(), "--quiet".as_ref(), node.as_os_str()];
+        self.runner.run(Kind::Tool, "wipefs", &args, Some(lock.fd()))?.success()?;
+        Ok(())
+    }
+
     /// Gives the volume its device node, under the group's lock that the caller
     /// holds.
     pub(crate) fn activate(&self, lock: &mut Lock, vg: &VgName, name: &LvName) -> Result<(), CommandError> {
         self.mutate(
             lock,
-            &["lvchange".into(), "--quiet".into(), "--activate".into(), "y".into(), format!("{vg}/{name}")],
+            &[
+                "lvchange".into(),
+                "--yes".into(),
+                "--quiet".into(),
+                "--activate".into(),
+                "y".into(),
+                format!("{vg}/{name}"),
+            ],
         )
     }
+}
+
+/// Why the mark of a new log volume could not be taken off.
+#[derive(Debug, thiserror::Error)]
+pub enum LogNewError {
+    /// The lock was not free in time.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// LVM refused.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+}
+
+fn mark(request: &CreateData, uuid: Uuid) -> Result<(), CreateError> {
+    let node = device(&request.vg, &request.name);
+    filesystem::mark_new(&node, uuid)
+        .map_err(|source| CreateError::Device { device: node.display().to_string(), source })
 }
 
 fn whole_extents(size: u64, extent: u64, limit: u64) -> Result<u64, CreateError> {

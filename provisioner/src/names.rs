@@ -17,6 +17,10 @@ pub const NODE_PORT: u16 = 9808;
 /// this is what the controller checks instead.
 pub const NODE_SERVER_NAME: &str = "node.lvprov.io";
 
+/// gRPC metadata of CSI calls to a node: the name of the node that is meant.
+/// Another one that has its address by now refuses such a call.
+pub const MEANT_NODE: &str = "x-lvprov-node";
+
 /// Namespace of the installation, unless told otherwise.
 pub const NAMESPACE: &str = "lvprov-system";
 

@@ -15,7 +15,7 @@ use lvm::config::NodeConfig;
 use lvm::names::VgName;
 use lvm::report::VolumeGroup;
 use lvprov::certificates::{Material, Pair};
-use lvprov::names::{DRIVER, NODE_SERVER_NAME, TOPOLOGY_NODE, parameters};
+use lvprov::names::{DRIVER, MEANT_NODE, NODE_SERVER_NAME, TOPOLOGY_NODE, parameters};
 use lvprov::node::capacity::Reporter;
 use lvprov::node::in_progress::InProgress;
 use lvprov::node::inventory::PodsDirectory;
@@ -35,7 +35,9 @@ use lvprov_proto::csi::{
 };
 use lvprov_proto::lvprov::inventory_item::Item;
 use lvprov_proto::lvprov::node_admin_client::NodeAdminClient;
-use lvprov_proto::lvprov::{CapacityReport, CollectRequest, InventoryItem, Mount, WatchCapacityRequest};
+use lvprov_proto::lvprov::{
+    CapacityReport, CollectRequest, InventoryItem, InventoryRequest, Mount, WatchCapacityRequest,
+};
 use lvprov_proto::pluginregistration::registration_client::RegistrationClient;
 use lvprov_proto::pluginregistration::{InfoRequest, RegistrationStatus};
 use tempfile::TempDir;
@@ -295,7 +297,7 @@ async fn wrong_requests_are_refused_with_their_codes() {
     // No volume of ours can have this id: there is nothing left to do.
     controller.delete_volume(delete("vg0/home")).await.unwrap();
     let status = controller.delete_volume(delete(&format!("vg1/pvc-{UID}"))).await.unwrap_err();
-    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert_eq!(status.code(), Code::PermissionDenied);
 
     let validate = ValidateVolumeCapabilitiesRequest {
         volume_id: "vg0/home".to_owned(),
@@ -307,6 +309,39 @@ async fn wrong_requests_are_refused_with_their_codes() {
     let capabilities =
         controller.controller_get_capabilities(ControllerGetCapabilitiesRequest {}).await.unwrap().into_inner();
     assert_eq!(capabilities.capabilities.len(), 3);
+}
+
+/// "Not there" from the wrong node would end a volume that the right one has.
+#[tokio::test]
+async fn calls_for_another_node_are_refused() {
+    let bench = Bench::start().await;
+    let channel = bench.controller().await;
+    let mut controller = ControllerClient::new(channel.clone());
+    fn meant<T>(node: &str, message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        request.metadata_mut().insert(MEANT_NODE, node.parse().unwrap());
+        request
+    }
+    let refused = |status: tonic::Status| {
+        assert_eq!(status.code(), Code::Unavailable);
+        assert!(status.message().starts_with("this is node n1, and the call is meant for"), "{status}");
+    };
+    // No volume of ours can have this id, so the node that is meant says that it is gone.
+    let delete = || DeleteVolumeRequest { volume_id: "vg0/home".to_owned(), ..Default::default() };
+    refused(controller.delete_volume(meant("n2", delete())).await.unwrap_err());
+    controller.delete_volume(meant(NODE, delete())).await.unwrap();
+    controller.delete_volume(delete()).await.unwrap();
+
+    refused(controller.create_volume(meant("n2", create("vg0", NODE))).await.unwrap_err());
+    let status = controller.create_volume(meant(NODE, create("vg1", NODE))).await.unwrap_err();
+    assert!(status.message().starts_with("no volume group vg1"), "{status}");
+
+    let mut admin = NodeAdminClient::new(channel);
+    for node in ["n2", ""] {
+        let node = node.to_owned();
+        refused(admin.inventory(InventoryRequest { node: node.clone() }).await.unwrap_err());
+        refused(admin.collect(CollectRequest { item: None, node }).await.unwrap_err());
+    }
 }
 
 #[tokio::test]
@@ -332,9 +367,9 @@ async fn nothing_outside_our_places_is_collected() {
         logical_volume: "root".to_owned(),
         ..Default::default()
     };
-    let request = CollectRequest { item: Some(InventoryItem { item: Some(Item::Mount(item)) }) };
+    let request = CollectRequest { item: Some(InventoryItem { item: Some(Item::Mount(item)) }), node: NODE.to_owned() };
     assert_eq!(admin.collect(request).await.unwrap_err().code(), Code::InvalidArgument);
-    let status = admin.collect(CollectRequest { item: None }).await.unwrap_err();
+    let status = admin.collect(CollectRequest { item: None, node: NODE.to_owned() }).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
 }
 

@@ -67,7 +67,11 @@ fn logs(cluster: &Cluster) -> Result<()> {
         ("missing", bad("type: log, volume: a, size: 1Gi"), &["option quota is missing"]),
         ("slash", bad("type: log, volume: ../a, size: 1Gi, quota: 1Mi"), &["log volume name"]),
         ("huge", bad("type: log, volume: a, size: 900Gi, quota: 1Mi"), &["vg0", "missing"]),
-        ("group", bad("type: log, volume: a, size: 1Gi, quota: 1Mi, volumeGroup: vg9"), &["no volume group vg9"]),
+        (
+            "group",
+            bad("type: log, volume: a, size: 1Gi, quota: 1Mi, volumeGroup: vg9"),
+            &["volume group vg9 is not open", "vg0"],
+        ),
         ("unknown", vec![log_volume("a", "qouta: 1Mi")], &["qouta"]),
     ];
     for (name, volumes, _) in &cases {

@@ -23,7 +23,7 @@ fn where_room(cluster: &Cluster) -> Result<()> {
     let space = Space::new(cluster, "room")?;
     // Somebody else's volume takes nearly all of n1, and the lock file tells the service.
     let n1 = cluster.node("n1")?;
-    n1.sh("lvcreate -qq -y -n not-ours -l 95%FREE vg0 && echo changed > /run/lock/lvprov/vg-vg0.lock")?;
+    n1.sh("lvcreate -qq -y -n not-ours -l 95%FREE vg0 && echo changed > /run/lvprov/vg-vg0.lock")?;
     eventually("n1's capacity has shrunk", || {
         let list = cluster.get_json("-n lvprov-system csistoragecapacities")?;
         let of_n1 = |item: &&serde_json::Value| {
@@ -43,7 +43,7 @@ fn where_room(cluster: &Cluster) -> Result<()> {
         ensure!(text(&space.get(&format!("pod p{i}"))?, "/spec/nodeName") == "n2");
     }
     space.end()?;
-    n1.sh("lvremove -qq -y vg0/not-ours && echo changed > /run/lock/lvprov/vg-vg0.lock")?;
+    n1.sh("lvremove -qq -y vg0/not-ours && echo changed > /run/lvprov/vg-vg0.lock")?;
     Ok(())
 }
 

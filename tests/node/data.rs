@@ -6,7 +6,7 @@ use lvprov_tests::Test;
 use lvprov_tests::driver::{Call, call};
 use xtask::testbed::Node;
 
-pub const TESTS: [Test<Node>; 11] = [
+pub const TESTS: [Test<Node>; 14] = [
     ("data::init_says_what_the_driver_can_do", init),
     ("data::files_stay_over_unmount_and_deactivation", files_stay),
     ("data::ext4_works_as_xfs_does", ext4),
@@ -18,6 +18,9 @@ pub const TESTS: [Test<Node>; 11] = [
     ("data::a_volume_that_is_gone_is_said_to_be_gone", gone),
     ("data::growth_is_online_repeatable_and_bounded", growth),
     ("data::an_interrupted_mkfs_is_done_again", interrupted_mkfs),
+    ("data::a_used_volume_without_its_superblock_is_not_formatted", lost_superblock),
+    ("data::a_suspended_device_is_said_to_be_suspended", suspended),
+    ("data::a_kubelet_root_behind_a_link_is_unmounted_too", linked_root),
 ];
 
 fn init(node: &Node) -> Result<()> {
@@ -175,4 +178,49 @@ fn interrupted_mkfs(node: &Node) -> Result<()> {
     call.mount(node)?.success()?;
     node.run(["touch", &format!("{}/file", call.directory())])?;
     call.unmount(node)?.success()
+}
+
+/// With its first superblock gone a volume looks blank to blkid; its data can
+/// still be had from the other superblocks.
+fn lost_superblock(node: &Node) -> Result<()> {
+    create(node, "data", &uid(11), "320m")?;
+    let call = Call::data("data", "web-0", "data-11", &uid(11));
+    call.mount(node)?.success()?;
+    node.sh(&format!("echo precious > {}/file && sync", call.directory()))?;
+    call.unmount(node)?.success()?;
+    let device = format!("/dev/vg0/pvc-{}", uid(11));
+    node.sh(&format!("dd if=/dev/zero of={device} bs=4096 count=1 conv=notrunc,fsync status=none"))?;
+    call.mount(node)?.failure(&["superblock may be damaged", "Nothing is formatted", "xfs_repair"])?;
+    ensure!(!call.is_mounted(node)?);
+    node.exec(["xfs_repair", &device])?;
+    call.mount(node)?.success()?;
+    ensure!(node.read_file(&format!("{}/file", call.directory()))? == "precious");
+    call.unmount(node)?.success()
+}
+
+fn suspended(node: &Node) -> Result<()> {
+    create(node, "data", &uid(12), "320m")?;
+    let call = Call::data("data", "web-0", "data-12", &uid(12));
+    call.mount(node)?.success()?;
+    call.unmount(node)?.success()?;
+    let name = format!("vg0-pvc--{}", uid(12).replace('-', "--"));
+    node.run(["dmsetup", "suspend", &name])?;
+    let answer = call.mount(node);
+    node.run(["dmsetup", "resume", &name])?;
+    answer?.failure(&["suspended", "dmsetup resume"])?;
+    call.mount(node)?.success()?;
+    call.unmount(node)?.success()
+}
+
+fn linked_root(node: &Node) -> Result<()> {
+    create(node, "data", &uid(13), "320m")?;
+    let call = Call::data("data", "web-0", "data-13", &uid(13));
+    let linked = call.directory().replace("/var/lib/kubelet", "/run/kubelet-link");
+    node.sh(&format!("mkdir -p {} && ln -s /var/lib/kubelet /run/kubelet-link", call.directory()))?;
+    lvprov_tests::driver::call(node, &["mount", &linked, &call.json()])?.success()?;
+    ensure!(call.is_mounted(node)?);
+    lvprov_tests::driver::call(node, &["expandfs", &call.json(), "", &linked, "400000000", "0"])?.success()?;
+    lvprov_tests::driver::call(node, &["unmount", &linked])?.success()?;
+    ensure!(!call.is_mounted(node)?);
+    Ok(())
 }

@@ -5,7 +5,7 @@ use lvprov_tests::Test;
 use lvprov_tests::driver::{Call, call};
 use xtask::testbed::Node;
 
-pub const TESTS: [Test<Node>; 8] = [
+pub const TESTS: [Test<Node>; 12] = [
     ("logs::pods_share_a_volume_and_not_a_quota", quotas),
     ("logs::files_stay_at_their_path_when_the_pod_has_gone", files_stay),
     ("logs::size_means_at_least", at_least),
@@ -13,6 +13,10 @@ pub const TESTS: [Test<Node>; 8] = [
     ("logs::twenty_pods_at_once", twenty_at_once),
     ("logs::the_volume_comes_back_after_deactivation", comes_back),
     ("logs::a_busy_directory_is_not_unmounted_by_force", busy),
+    ("logs::a_pod_that_joins_its_neighbours_project_gains_nothing", stolen_project),
+    ("logs::empty_files_have_a_limit_too", many_files),
+    ("logs::a_growth_that_was_cut_off_is_finished", growth_cut_off),
+    ("logs::a_volume_that_was_never_formatted_is_repaired", half_made),
     ("logs::mounts_are_nodev_nosuid_noexec_and_can_be_read_only", flags),
 ];
 
@@ -119,7 +123,7 @@ fn comes_back(node: &Node) -> Result<()> {
     node.sh(&format!("echo line > {}/app.log", first.directory()))?;
     first.unmount(node)?.success()?;
     // As a node is after a reboot: not mounted, not active, the run directory empty.
-    node.sh("umount /var/log/lvprov/logs/reboot && rmdir /var/log/lvprov/logs/reboot && lvchange -an @lvprov.io/log=logs/reboot && rm -rf /run/lock/lvprov")?;
+    node.sh("umount /var/log/lvprov/logs/reboot && rmdir /var/log/lvprov/logs/reboot && lvchange -an @lvprov.io/log=logs/reboot && rm -rf /run/lvprov")?;
     let second = Call::log("logs", "web-b", "logs-6b", "reboot");
     second.mount(node)?.success()?;
     ensure!(node.read_file("/var/log/lvprov/logs/reboot/web-a/app.log")? == "line");
@@ -154,4 +158,69 @@ fn flags(node: &Node) -> Result<()> {
     let base = node.run(["findmnt", "-n", "-o", "VFS-OPTIONS", "/var/log/lvprov/logs/flags"])?;
     ensure!(base.split(',').any(|o| o == "rw"), "{base}");
     call.unmount(node)?.success()
+}
+
+/// Root in a container may change the project of its own files.
+fn stolen_project(node: &Node) -> Result<()> {
+    let a = Call::log("logs", "web-a", "logs-9a", "projects");
+    let b = Call::log("logs", "web-b", "logs-9b", "projects");
+    a.mount(node)?.success()?;
+    b.mount(node)?.success()?;
+    let base = "/var/log/lvprov/logs/projects";
+    let project = |name: &str| node.sh(&format!("lsattr -pd {base}/{name} | awk '{{print $1}}'"));
+    let (of_a, of_b) = (project("web-a")?, project("web-b")?);
+    ensure!(of_a != of_b && of_a != "0", "{of_a} and {of_b}");
+    a.unmount(node)?.success()?;
+    node.run(["chattr", "-p", &of_b, &format!("{base}/web-a")])?;
+    a.with("quota", "1Mi").mount(node)?.success()?;
+    ensure!(project("web-a")? == of_a, "the project is still the neighbour's");
+    ensure!(fill(node, &b.directory(), 60)?, "the neighbour's limit has been changed");
+    b.unmount(node)?.success()?;
+    call(node, &["unmount", "/var/lib/kubelet/pods/logs-9a/volumes/lvprov.io~lvm/logs"])?.success()
+}
+
+fn many_files(node: &Node) -> Result<()> {
+    let call = Call::log("logs", "web-a", "logs-10", "files").with("quota", "8Mi");
+    call.mount(node)?.success()?;
+    // 8 MiB are 512 files of 16 KiB.
+    let script = format!(
+        "cd {} && i=0; while [ $i -lt 700 ]; do : > f$i || exit 0; i=$((i+1)); done 2>/dev/null",
+        call.directory()
+    );
+    node.exec(["sh", "-c", &script])?;
+    let files: u32 = node.sh(&format!("ls {} | wc -l", call.directory()))?.trim().parse()?;
+    ensure!((400..=512).contains(&files), "{files} files");
+    call.unmount(node)?.success()
+}
+
+/// The power goes between lvextend and xfs_growfs.
+fn growth_cut_off(node: &Node) -> Result<()> {
+    let log = Call::log("logs", "web-a", "logs-11", "cutoff");
+    log.mount(node)?.success()?;
+    log.unmount(node)?.success()?;
+    let base = "/var/log/lvprov/logs/cutoff";
+    let mark = format!("import os; os.setxattr('{base}', 'trusted.lvprov.growing', b'1')");
+    node.run(["python3", "-c", &mark])?;
+    node.sh("lvextend -qq -L 2g $(lvs --noheadings -o lv_full_name @lvprov.io/log=logs/cutoff)")?;
+    let blocks = || -> Result<u64> { Ok(node.run(["stat", "-f", "-c", "%b", base])?.parse()?) };
+    let before = blocks()?;
+    log.with("size", "2Gi").mount(node)?.success()?;
+    ensure!(blocks()? > before + (900 << 8), "{before} -> {} blocks", blocks()?);
+    call(node, &["unmount", "/var/lib/kubelet/pods/logs-11/volumes/lvprov.io~lvm/logs"])?.success()
+}
+
+/// The power goes after lvcreate has made the volume and before it has wiped
+/// it: a former owner's file system shows.
+fn half_made(node: &Node) -> Result<()> {
+    let name = lvm::names::LvName::for_log(&"logs".parse()?, &"half".parse()?);
+    node.sh(&format!(
+        "lvcreate -qq -y -n {name} -L 1g --addtag lvprov.io/kind=log --addtag lvprov.io/log=logs/half \
+         --addtag lvprov.io/new vg0 && mkfs.xfs -q -f /dev/vg0/{name}"
+    ))?;
+    let call = Call::log("logs", "web-a", "logs-12", "half");
+    call.mount(node)?.success()?;
+    call.unmount(node)?.success()?;
+    // In use once, it is never formatted again.
+    node.sh(&format!("umount /var/log/lvprov/logs/half && dd if=/dev/zero of=/dev/vg0/{name} bs=4096 count=1 conv=notrunc,fsync status=none"))?;
+    call.mount(node)?.failure(&["has had one", "Nothing is formatted"])
 }

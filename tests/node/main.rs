@@ -8,7 +8,7 @@ mod service;
 
 use anyhow::Result;
 use lvprov_tests::Test;
-use xtask::testbed::Node;
+use xtask::testbed::{Node, NodeOptions};
 
 /// Where the node's children are written down.
 const COMMANDS: &str = "/run/lvprov-commands.log";
@@ -21,7 +21,8 @@ fn main() {
     tests.extend(logs::TESTS);
     tests.extend(service::TESTS);
     lvprov_tests::run(&tests, || {
-        let node = Node::boot()?;
+        // Sparse: the tests leave their volumes behind.
+        let node = Node::boot_with(NodeOptions { disks_gib: vec![100], ..NodeOptions::default() })?;
         node.write_file("/etc/lvprov/node.json", format!(r#"{{"commandLog":"{COMMANDS}"}}"#))?;
         Ok(node)
     })
@@ -34,6 +35,21 @@ fn create(node: &Node, namespace: &str, claim_uid: &str, size: &str) -> Result<(
         "lvcreate -qq -y -W y -Z y -n pvc-{claim_uid} -L {size} --addtag lvprov.io/kind=data \
          --addtag lvprov.io/cluster={cluster} --addtag lvprov.io/claim-uid={claim_uid} \
          --addtag lvprov.io/claim={namespace}/data vg0"
+    ))?;
+    mark_new(node, namespace, claim_uid)
+}
+
+/// Writes the mark of a new volume, as the node service does after lvcreate.
+fn mark_new(node: &Node, namespace: &str, claim_uid: &str) -> Result<()> {
+    let uuid = lvm::identity::data_uuid(&namespace.parse()?, &claim_uid.parse()?);
+    let image = std::env::temp_dir().join(format!("lvprov-mark-{}-{claim_uid}", std::process::id()));
+    std::fs::write(&image, [0; 512])?;
+    lvm::filesystem::mark_new(&image, uuid)?;
+    let mark = std::fs::read(&image)?;
+    std::fs::remove_file(&image)?;
+    node.write_file(format!("/run/mark-{claim_uid}"), mark)?;
+    node.sh(&format!(
+        "dd if=/run/mark-{claim_uid} of=/dev/vg0/pvc-{claim_uid} bs=512 count=1 conv=notrunc,fsync status=none"
     ))?;
     Ok(())
 }

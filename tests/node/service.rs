@@ -224,7 +224,7 @@ fn not_ours(node: &Node) -> Result<()> {
     // The name of one of ours, and no tags.
     node.run(["lvcreate", "-qq", "-y", "-n", &format!("pvc-{id}"), "-L", "320m", "vg0"])?;
     let answer = service.delete(&id)?;
-    ensure!(answer["code"] == "FailedPrecondition", "{answer}");
+    ensure!(answer["code"] == "PermissionDenied", "{answer}");
     let answer = service.ask(&["create", &id, SIZE])?;
     ensure!(answer["code"].is_string(), "a volume without our tags was given out: {answer}");
     ensure!(!service.call(&["inventory"])?.iter().any(|item| item.to_string().contains(&id)));
@@ -345,7 +345,7 @@ fn stopped(node: &Node) -> Result<()> {
     let calls = format!(
         "{call} watch 100 --patience-ms 60000 > /run/watch.out 2>&1 &\n\
          watch=$!\n\
-         flock /run/lock/lvprov/vg-vg0.lock sleep 5 &\n\
+         flock /run/lvprov/vg-vg0.lock sleep 5 &\n\
          writer=$!\n\
          sleep 0.5\n\
          {call} create {id} {SIZE} > /run/create.out 2>&1 &\n\

@@ -5,6 +5,10 @@
 //! groups; [`testbed::Cluster`] is a control plane with such nodes. Both live
 //! in a [`sandbox`]: namespaces that end, with everything in them, when the
 //! process that made them ends.
+//!
+//! Nodes are user-mode Linux everywhere, also where the machine's own kernel
+//! has device-mapper: one kind of node, whose power can be cut, and which
+//! cannot reach the machine's own volume groups. There are none on loop devices.
 
 pub mod agent;
 pub mod commands;

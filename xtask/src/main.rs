@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use xtask::commands::bench::BenchCommand;
 use xtask::commands::cluster::ClusterCommand;
 use xtask::commands::demo::DemoCommand;
 use xtask::commands::image::ImageCommand;
@@ -31,6 +32,8 @@ enum Command {
     Cluster(ClusterCommand),
     /// Show all that lvprov does on a real Kubernetes with two nodes.
     Demo(DemoCommand),
+    /// Measure what lvprov adds, side by side with the same without it.
+    Bench(BenchCommand),
     /// Build the container image that lvprov is installed from.
     Image(ImageCommand),
     /// Run all tests, from unit tests to end-to-end ones.
@@ -77,6 +80,7 @@ fn run(command: Command) -> Result<u8> {
         Command::Node(node) => return commands::node::run(&node),
         Command::Cluster(cluster) => return commands::cluster::run(cluster),
         Command::Demo(demo) => commands::demo::run(&demo)?,
+        Command::Bench(bench) => commands::bench::run(&bench)?,
         Command::Image(image) => commands::image::run(&image)?,
         Command::Test(test) => return commands::test::run(&test),
         Command::Setup => {

@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn groups_are_listed_and_summed() {
-        let node = |name: &str| FleetNode { name: name.into(), topology: name.into(), address: None };
+        let node = |name: &str| FleetNode { name: name.into(), address: None };
         let group = |name: &str, size: u64, free: u64| VolumeGroup {
             name: name.into(),
             size_bytes: size << 30,

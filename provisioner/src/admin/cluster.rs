@@ -7,10 +7,11 @@ use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVo
 use kube::api::{ListParams, PartialObjectMeta};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
+use tracing::warn;
 
 use super::AdminError;
 use super::fleet::FleetNode;
-use crate::controller::nodes::{address_of, topology_of};
+use crate::controller::nodes::address_of;
 use crate::names::{DRIVER, FLEX_DRIVER, TOPOLOGY_NODE};
 
 /// Objects a page.
@@ -90,15 +91,20 @@ impl ClusterView {
 /// # Errors
 /// When they cannot be listed.
 pub async fn nodes(client: &Client) -> Result<Vec<FleetNode>, AdminError> {
-    let mut nodes: Vec<FleetNode> = list::<Node>(client, "nodes")
-        .await?
-        .iter()
-        .filter_map(|node| {
-            Some(FleetNode { name: node.name_any(), topology: topology_of(node)?, address: address_of(node) })
-        })
-        .collect();
+    let mut nodes: Vec<FleetNode> = list::<Node>(client, "nodes").await?.iter().filter_map(served).collect();
     nodes.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(nodes)
+}
+
+/// A node that has a node service: kubelet has set the label to its name. With
+/// another value the label was copied from some other node.
+fn served(node: &Node) -> Option<FleetNode> {
+    let (name, label) = (node.name_any(), node.labels().get(TOPOLOGY_NODE)?);
+    if *label != name {
+        warn!(node = name, label, "node left out: its label {TOPOLOGY_NODE} is not its name");
+        return None;
+    }
+    Some(FleetNode { name, address: address_of(node) })
 }
 
 /// What a PV refers to, whoever made it: one made by hand keeps its logical
@@ -209,6 +215,21 @@ mod tests {
         }
         let foreign = json!({"csi": {"driver": "example.com/other", "volumeHandle": "vg0/pvc-1"}});
         assert_eq!(reference_of(&volume(foreign, &["a"])), None);
+    }
+
+    #[test]
+    fn a_node_with_the_label_of_another_is_left_out() {
+        let node = |labels: Value| -> Node {
+            serde_json::from_value(json!({
+                "metadata": {"name": "worker-2", "labels": labels},
+                "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.2"}]},
+            }))
+            .unwrap()
+        };
+        let found = served(&node(json!({"topology.lvprov.io/node": "worker-2"}))).unwrap();
+        assert_eq!((found.name.as_str(), found.address), ("worker-2", "192.0.2.2".parse().ok()));
+        assert_eq!(served(&node(json!({"topology.lvprov.io/node": "worker-1"}))), None);
+        assert_eq!(served(&node(json!({}))), None);
     }
 
     /// An API server that answers the next requests so, in this order.

@@ -25,13 +25,11 @@ const CAPACITY_TIMEOUT: Duration = Duration::from_secs(15);
 /// For removing one item.
 const COLLECT_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// A node with a node service.
+/// A node with a node service. Its topology label is its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FleetNode {
     /// Name of the Node object.
     pub name: String,
-    /// Value of its topology label.
-    pub topology: String,
     /// None where the Node has no InternalIP.
     pub address: Option<IpAddr>,
 }
@@ -75,13 +73,19 @@ impl Fleet {
     /// Has one node remove one item.
     pub async fn collect(&self, node: &FleetNode, item: Item) -> Result<CollectResponse, String> {
         let channel = self.channel(node)?;
-        let mut request = tonic::Request::new(CollectRequest { item: Some(InventoryItem { item: Some(item) }) });
+        let item = Some(InventoryItem { item: Some(item) });
+        let mut request = tonic::Request::new(CollectRequest { item, node: node.name.clone() });
         request.set_timeout(COLLECT_TIMEOUT);
         let collected = NodeAdminClient::new(channel).collect(request).await;
         collected.map(tonic::Response::into_inner).map_err(|status| explain(&status))
     }
 
-    async fn ask<T, F>(&self, limit: Duration, question: impl Fn(NodeAdminClient<Channel>) -> F) -> Vec<Answer<T>>
+    /// `question` is told the node's name: its answer must not be another's.
+    async fn ask<T, F>(
+        &self,
+        limit: Duration,
+        question: impl Fn(NodeAdminClient<Channel>, String) -> F,
+    ) -> Vec<Answer<T>>
     where
         F: Future<Output = Result<T, Status>>,
     {
@@ -89,7 +93,7 @@ impl Fleet {
         let asked = self.nodes.iter().map(|node| async move {
             let answer = async {
                 let channel = self.channel(node)?;
-                match tokio::time::timeout(limit, question(NodeAdminClient::new(channel))).await {
+                match tokio::time::timeout(limit, question(NodeAdminClient::new(channel), node.name.clone())).await {
                     Ok(answer) => answer.map_err(|status| explain(&status)),
                     Err(_) => Err(format!("it has not answered for {} s", limit.as_secs())),
                 }
@@ -105,8 +109,8 @@ impl Fleet {
     }
 }
 
-async fn inventory(mut client: NodeAdminClient<Channel>) -> Result<Vec<Item>, Status> {
-    let mut stream = client.inventory(InventoryRequest {}).await?.into_inner();
+async fn inventory(mut client: NodeAdminClient<Channel>, node: String) -> Result<Vec<Item>, Status> {
+    let mut stream = client.inventory(InventoryRequest { node }).await?.into_inner();
     let mut items = Vec::new();
     while let Some(item) = stream.message().await? {
         items.extend(item.item);
@@ -114,8 +118,77 @@ async fn inventory(mut client: NodeAdminClient<Channel>) -> Result<Vec<Item>, St
     Ok(items)
 }
 
-async fn capacity(mut client: NodeAdminClient<Channel>) -> Result<CapacityReport, Status> {
+async fn capacity(mut client: NodeAdminClient<Channel>, node: String) -> Result<CapacityReport, Status> {
     let mut stream = client.watch_capacity(WatchCapacityRequest {}).await?.into_inner();
-    let first = stream.message().await?;
-    first.ok_or_else(|| Status::unavailable("it sent no report"))
+    let first = stream.message().await?.ok_or_else(|| Status::unavailable("it sent no report"))?;
+    if first.node != node {
+        return Err(Status::unavailable(format!("at its address answers node {}", first.node)));
+    }
+    Ok(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use lvm::Lvm;
+    use lvm::config::NodeConfig;
+    use lvm::names::VgName;
+    use lvprov_proto::lvprov::Mount;
+    use lvprov_proto::lvprov::node_admin_server::NodeAdminServer;
+    use tokio::net::TcpListener;
+    use tonic::transport::Server;
+    use tonic::transport::server::TcpIncoming;
+
+    use super::*;
+    use crate::node::admin_service::AdminService;
+    use crate::node::capacity::Reporter;
+    use crate::node::in_progress::InProgress;
+    use crate::node::inventory::PodsDirectory;
+    use crate::node::served::Served;
+
+    /// The machine of node a has gone, and node b has got its address; both
+    /// Node objects are there.
+    #[tokio::test]
+    async fn what_another_node_answers_is_no_answer() {
+        let directory = tempfile::tempdir().unwrap();
+        let in_progress = Arc::new(InProgress::default());
+        let (reporter, capacity) = Reporter::new("b", in_progress.count(), || Ok(Vec::new()));
+        let (locks, backup) = (directory.path().join("locks"), directory.path().join("backup"));
+        std::fs::create_dir(&backup).unwrap();
+        tokio::spawn(async move { reporter.run(&locks, &backup).await });
+        let (lvm, pods) =
+            (Arc::new(Lvm::new(NodeConfig::default())), PodsDirectory::new(Path::new("/var/lib/kubelet")));
+        // It serves no group: whatever is to be collected is refused, by the node that is meant.
+        let served = Served::new(&[VgName::parse("none").unwrap()]);
+        let service = NodeAdminServer::new(AdminService::new("b", lvm, served, pods, capacity, in_progress));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(Server::builder().add_service(service).serve_with_incoming(TcpIncoming::from(listener)));
+
+        let node = |name: &str| FleetNode { name: name.into(), address: Some(address.ip()) };
+        let fleet = Fleet::new(vec![node("a"), node("b")], address.port(), None);
+        let [a, b] = fleet.capacities().await.try_into().map_err(|_| "two").unwrap();
+        assert_eq!(a.result.unwrap_err(), "at its address answers node b");
+        assert_eq!(b.result.unwrap().node, "b");
+
+        let meant_for_a = "this is node b, and the call is meant for node a";
+        let [a, _] = fleet.inventories().await.try_into().map_err(|_| "two").unwrap();
+        let error = a.result.unwrap_err();
+        assert!(error.starts_with(meant_for_a), "{error}");
+
+        let item = || {
+            Item::Mount(Mount {
+                target: "/var/lib/kubelet/pods/0f0e7f0a/volumes/lvprov.io~lvm/data".into(),
+                volume_group: "vg0".into(),
+                logical_volume: "pvc-1".into(),
+                ..Mount::default()
+            })
+        };
+        let error = fleet.collect(&node("a"), item()).await.unwrap_err();
+        assert!(error.starts_with(meant_for_a), "{error}");
+        let error = fleet.collect(&node("b"), item()).await.unwrap_err();
+        assert!(error.contains("not among those that this node serves"), "{error}");
+    }
 }

@@ -1,11 +1,12 @@
 //! Whether an item of an inventory is garbage. Pure, and in doubt it is not.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use lvprov_proto::lvprov::inventory_item::Item;
 use lvprov_proto::lvprov::{DataVolume, LogDirectory, LogVolume, Mount};
 
-use super::cluster::ClusterView;
+use super::cluster::{ClusterView, Reference};
 use super::table::age;
 
 /// What an empty directory may use: its own block.
@@ -43,11 +44,38 @@ pub enum Kept {
     Unknown,
 }
 
+/// The data volumes of this cluster that nodes have shown in this run.
+#[derive(Debug, Default)]
+pub struct Seen(HashSet<(String, String, String)>);
+
+impl Seen {
+    /// Notes what `node` has shown. Only data volumes count, and of them those
+    /// of `cluster`.
+    pub fn note(&mut self, node: &str, cluster: &str, items: &[Item]) {
+        for item in items {
+            if let Item::DataVolume(volume) = item
+                && volume.cluster == cluster
+            {
+                self.0.insert((node.to_owned(), volume.volume_group.clone(), volume.logical_volume.clone()));
+            }
+        }
+    }
+
+    /// Whether a volume is where its PV says, and not merely said to be.
+    fn confirms(&self, reference: &Reference) -> bool {
+        reference.topology.as_ref().is_some_and(|node| {
+            self.0.contains(&(node.clone(), reference.volume_group.clone(), reference.logical_volume.clone()))
+        })
+    }
+}
+
 /// What is judged, and when.
 #[derive(Debug, Clone, Copy)]
 pub struct Judge<'a> {
     /// The cluster.
     pub view: &'a ClusterView,
+    /// The nodes.
+    pub seen: &'a Seen,
     /// Seconds since 1970.
     pub now: i64,
     /// Nothing younger is garbage.
@@ -55,10 +83,10 @@ pub struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    /// Decides about an item of the node with this topology label.
-    pub fn judge(&self, topology: &str, item: &Item) -> Verdict {
+    /// Decides about an item of this node.
+    pub fn judge(&self, node: &str, item: &Item) -> Verdict {
         match item {
-            Item::DataVolume(volume) => self.data(topology, volume),
+            Item::DataVolume(volume) => self.data(node, volume),
             Item::LogVolume(volume) => self.log(volume),
             Item::LogDirectory(directory) => self.directory(directory),
             Item::Mount(mount) => self.mount(mount),
@@ -85,7 +113,7 @@ impl Judge<'_> {
         self.elapsed(since).is_some_and(|elapsed| elapsed >= self.older_than)
     }
 
-    fn data(&self, topology: &str, volume: &DataVolume) -> Verdict {
+    fn data(&self, node: &str, volume: &DataVolume) -> Verdict {
         if volume.cluster.is_empty() || volume.cluster != self.view.id {
             return Verdict::Keep(Kept::OtherCluster);
         }
@@ -95,29 +123,36 @@ impl Judge<'_> {
         if volume.open {
             return Verdict::Keep(Kept::InUse);
         }
-        let here = |name: &String| {
-            self.view.volumes.get(name).is_some_and(|reference| {
-                reference.volume_group == volume.volume_group
-                    && reference.logical_volume == volume.logical_volume
-                    && reference.topology.as_deref().is_none_or(|node| node == topology)
-            })
+        // Its name is unique, since it is made of the claim's UID. So a PV that
+        // has this name means this volume, also where it says another node or
+        // group: disks are moved, nodes are installed anew under other names.
+        let mut named = self.view.volumes.values().filter(|one| one.logical_volume == volume.logical_volume);
+        let is_here = |one: &Reference| {
+            one.volume_group == volume.volume_group && one.topology.as_deref().is_none_or(|name| name == node)
         };
-        if self.view.volumes.keys().any(here) {
+        if named.clone().any(is_here) {
             return Verdict::Keep(Kept::Volume);
         }
+        // Unless there are two of them, and the other one has just been seen
+        // where the PV says: this one was made on a node that the scheduler
+        // gave up afterwards.
+        if !named.clone().all(|one| self.seen.confirms(one)) {
+            return Verdict::Keep(Kept::Unknown);
+        }
+        let twin = named.next();
         let owner = format!("{}/{}", volume.claim_namespace, volume.claim_name);
-        let Some(claim) = self.view.claims.get(&volume.claim_uid) else {
-            return Verdict::Garbage(format!("no PersistentVolume, and its claim {owner} has gone"));
+        let place = |other: &Reference| {
+            let node = other.topology.as_deref().unwrap_or("another node");
+            format!("{}/{} on {node}", other.volume_group, other.logical_volume)
         };
-        // A claim that is bound to a volume elsewhere has no use for this one:
-        // it was made on a node that the scheduler gave up afterwards.
+        let Some(claim) = self.view.claims.get(&volume.claim_uid) else {
+            return Verdict::Garbage(match twin {
+                Some(other) => format!("its PersistentVolume has another volume: {}", place(other)),
+                None => format!("no PersistentVolume, and its claim {owner} has gone"),
+            });
+        };
         match self.view.volumes.get(&claim.volume) {
-            Some(other) => Verdict::Garbage(format!(
-                "its claim {owner} has another volume: {}/{} on {}",
-                other.volume_group,
-                other.logical_volume,
-                other.topology.as_deref().unwrap_or("another node")
-            )),
+            Some(other) => Verdict::Garbage(format!("its claim {owner} has another volume: {}", place(other))),
             None => Verdict::Keep(Kept::Claim),
         }
     }
@@ -172,7 +207,7 @@ impl Judge<'_> {
 
     fn mount(&self, mount: &Mount) -> Verdict {
         if mount.pod_uid.is_empty() {
-            // Only listed where its logical volume has gone.
+            // A log volume's, and only listed where its volume group has gone.
             return Verdict::Garbage(mount.reason.clone());
         }
         if self.view.pods.contains(&mount.pod_uid) {
@@ -197,8 +232,19 @@ mod tests {
         view
     }
 
+    /// On node a, of whose peers nothing is known.
     fn judged(view: &ClusterView, item: Item) -> Verdict {
-        Judge { view, now: NOW, older_than: Duration::from_secs(300) }.judge("a", &item)
+        judged_beside(view, &Seen::default(), item)
+    }
+
+    fn judged_beside(view: &ClusterView, seen: &Seen, item: Item) -> Verdict {
+        Judge { view, seen, now: NOW, older_than: Duration::from_secs(300) }.judge("a", &item)
+    }
+
+    fn seen(node: &str, items: &[Item]) -> Seen {
+        let mut seen = Seen::default();
+        seen.note(node, "cluster", items);
+        seen
     }
 
     fn garbage(verdict: &Verdict) -> &str {
@@ -276,13 +322,54 @@ mod tests {
         }
     }
 
-    #[test]
-    fn data_that_was_made_twice_is_garbage_where_the_volume_is_not() {
+    /// The claim is bound to the volume of its name, on node b.
+    fn bound_on_b() -> ClusterView {
         let mut view = view();
         view.claims.insert("u1".into(), Claim { name: "shop/data-db-0".into(), volume: "pvc-u1".into() });
         view.volumes.insert("pvc-u1".into(), reference(Some("b"), "vg0", "pvc-u1"));
-        let verdict = judged(&view, data(|_| ()));
+        view
+    }
+
+    /// Node b was installed anew and is now called a: its only copy of the data
+    /// is what a shows.
+    #[test]
+    fn data_that_came_back_under_another_node_name_is_kept() {
+        let bound = bound_on_b();
+        let mut retained = bound_on_b();
+        retained.claims.clear();
+        let other = data(|volume| volume.logical_volume = "pvc-u2".into());
+        let strangers = data(|volume| volume.cluster = "other".into());
+        let silent_or_without_it =
+            [Seen::default(), seen("b", &[]), seen("b", &[other, strangers]), seen("c", &[data(|_| ())])];
+        for seen in &silent_or_without_it {
+            for view in [&bound, &retained] {
+                let verdict = judged_beside(view, seen, data(|_| ()));
+                assert_eq!(verdict, Verdict::Keep(Kept::Unknown), "{seen:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn data_whose_group_was_renamed_is_kept() {
+        let mut view = bound_on_b();
+        view.volumes.insert("pvc-u1".into(), reference(Some("a"), "old", "pvc-u1"));
+        let itself = seen("a", &[data(|_| ())]);
+        assert_eq!(judged_beside(&view, &itself, data(|_| ())), Verdict::Keep(Kept::Unknown));
+    }
+
+    #[test]
+    fn data_that_was_made_twice_is_garbage_where_the_volume_is_not() {
+        let mut view = bound_on_b();
+        let there = seen("b", &[data(|_| ())]);
+        let verdict = judged_beside(&view, &there, data(|_| ()));
         assert_eq!(garbage(&verdict), "its claim shop/data-db-0 has another volume: vg0/pvc-u1 on b");
+        // A second PV of the same name that nobody has seen.
+        view.volumes.insert("by-hand".into(), reference(Some("c"), "vg0", "pvc-u1"));
+        assert_eq!(judged_beside(&view, &there, data(|_| ())), Verdict::Keep(Kept::Unknown));
+        view.volumes.remove("by-hand");
+        view.claims.clear();
+        let verdict = judged_beside(&view, &there, data(|_| ()));
+        assert_eq!(garbage(&verdict), "its PersistentVolume has another volume: vg0/pvc-u1 on b");
     }
 
     fn log(change: impl FnOnce(&mut LogVolume)) -> Item {
@@ -342,13 +429,13 @@ mod tests {
     }
 
     fn mount(pod: &str) -> Item {
-        Item::Mount(Mount { pod_uid: pod.into(), reason: "its logical volume is gone".into(), ..Mount::default() })
+        Item::Mount(Mount { pod_uid: pod.into(), reason: "its volume group is gone".into(), ..Mount::default() })
     }
 
     #[test]
     fn a_mount_goes_with_its_pod_or_its_volume() {
         assert_eq!(garbage(&judged(&view(), mount("dead"))), "its pod dead has gone");
-        assert_eq!(garbage(&judged(&view(), mount(""))), "its logical volume is gone");
+        assert_eq!(garbage(&judged(&view(), mount(""))), "its volume group is gone");
         assert_eq!(judged(&view(), mount("living")), Verdict::Keep(Kept::Pod));
     }
 }

@@ -17,8 +17,8 @@ use serde::Serialize;
 use tracing::info;
 
 use super::cluster::ClusterView;
-use super::fleet::{Fleet, FleetNode};
-use super::garbage::{Judge, Verdict};
+use super::fleet::{Answer, Fleet, FleetNode};
+use super::garbage::{Judge, Seen, Verdict};
 use super::{AdminError, Reach, complete, table};
 
 /// What `lvprov gc` is told.
@@ -28,7 +28,7 @@ Listed are, of all nodes:
   data            a logical volume of this cluster with neither PersistentVolume nor claim
   log-directory   a pod's part of a log volume, after the pod and its retention
   log             a log volume in which no pod's directory is left
-  mount           a mount whose pod or logical volume has gone
+  mount           a mount whose pod has gone, or of a log volume whose volume group has
 
 Examples:
   # What would be removed, and why
@@ -110,24 +110,30 @@ async fn look(older_than: Duration, client: &Client, fleet: &Fleet) -> Result<Lo
     let answers = fleet.inventories().await;
     let view = ClusterView::ask(client).await?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let judge = Judge { view: &view, now: i64::try_from(now).unwrap_or(i64::MAX), older_than };
+    Ok(conclude(answers, &view, i64::try_from(now).unwrap_or(i64::MAX), older_than))
+}
+
+fn conclude(answers: Vec<Answer<Vec<Item>>>, view: &ClusterView, now: i64, older_than: Duration) -> Look {
+    let mut seen = Seen::default();
+    for Answer { node, result } in &answers {
+        seen.note(&node.name, &view.id, result.as_deref().unwrap_or_default());
+    }
+    let judge = Judge { view, seen: &seen, now, older_than };
     let mut look = Look::default();
     for answer in answers {
         match answer.result {
             Err(why) => look.unreached.push((answer.node.name, why)),
             Ok(items) => {
-                look.found.extend(items.into_iter().filter_map(
-                    |item| match judge.judge(&answer.node.topology, &item) {
-                        Verdict::Keep(_) => None,
-                        Verdict::Garbage(reason) => {
-                            Some(Found { node: answer.node.clone(), age: judge.age_of(&item), item, reason })
-                        }
-                    },
-                ))
+                look.found.extend(items.into_iter().filter_map(|item| match judge.judge(&answer.node.name, &item) {
+                    Verdict::Keep(_) => None,
+                    Verdict::Garbage(reason) => {
+                        Some(Found { node: answer.node.clone(), age: judge.age_of(&item), item, reason })
+                    }
+                }))
             }
         }
     }
-    Ok(look)
+    look
 }
 
 /// What was garbage in both looks.
@@ -363,12 +369,16 @@ fn span(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::cluster::Reference;
     use super::*;
     use lvprov_proto::lvprov::{DataVolume, LogDirectory, LogVolume, Mount};
 
+    fn node(name: &str) -> FleetNode {
+        FleetNode { name: name.into(), address: None }
+    }
+
     fn found(item: Item) -> Found {
-        let node = FleetNode { name: "a".into(), topology: "a".into(), address: None };
-        Found { node, item, age: Some(Duration::from_secs(90)), reason: "its pod has gone".into() }
+        Found { node: node("a"), item, age: Some(Duration::from_secs(90)), reason: "its pod has gone".into() }
     }
 
     fn data(name: &str, created_unix: i64) -> Item {
@@ -384,8 +394,28 @@ mod tests {
     fn report(apply: bool, look: &Look, outcomes: &BTreeMap<usize, Outcome>) -> Report {
         let reach = Reach { tls_dir: "/tls".into(), node_port: 1 };
         let args = Args { reach, apply, json: false, older_than: Duration::ZERO, settle: Duration::ZERO };
-        let node = |name: &str| FleetNode { name: name.into(), topology: name.into(), address: None };
         Report::new(&args, &Fleet::new(vec![node("a"), node("b")], 1, None), look, outcomes)
+    }
+
+    #[test]
+    fn of_two_volumes_one_goes_only_while_the_other_is_seen() {
+        let mut view = ClusterView { id: "cluster".into(), ..ClusterView::default() };
+        let reference =
+            Reference { topology: Some("b".into()), volume_group: "vg0".into(), logical_volume: "one".into() };
+        view.volumes.insert("one".into(), reference);
+        let one = || {
+            let Item::DataVolume(volume) = data("one", 1) else { unreachable!() };
+            Item::DataVolume(DataVolume { cluster: "cluster".into(), ..volume })
+        };
+        let garbage = |b: Result<Vec<Item>, String>| {
+            let answers =
+                vec![Answer { node: node("a"), result: Ok(vec![one()]) }, Answer { node: node("b"), result: b }];
+            let look = conclude(answers, &view, 1000, Duration::from_secs(300));
+            look.found.into_iter().map(|found| found.node.name).collect::<Vec<_>>()
+        };
+        assert_eq!(garbage(Ok(vec![one()])), ["a"]);
+        assert!(garbage(Ok(Vec::new())).is_empty());
+        assert!(garbage(Err("connection refused".into())).is_empty());
     }
 
     #[test]

@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn volumes_are_listed_and_summed_without_counting_logs_twice() {
-        let node = |name: &str| FleetNode { name: name.into(), topology: name.into(), address: None };
+        let node = |name: &str| FleetNode { name: name.into(), address: None };
         let items = vec![
             Item::DataVolume(DataVolume {
                 volume_group: "vg0".into(),

@@ -12,6 +12,7 @@ use lvprov_proto::lvprov::{
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
+use super::addressee;
 use super::capacity::Capacity;
 use super::collect::{CollectError, Doomed};
 use super::in_progress::InProgress;
@@ -23,6 +24,7 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 /// Shows and collects.
 #[derive(Debug, Clone)]
 pub struct AdminService {
+    node_name: Arc<str>,
     lvm: Arc<Lvm>,
     served: Served,
     pods: PodsDirectory,
@@ -31,22 +33,29 @@ pub struct AdminService {
 }
 
 impl AdminService {
-    /// `pods`: where kubelet keeps them.
+    /// For the Kubernetes node `node_name`; `pods`: where kubelet keeps them.
     pub fn new(
+        node_name: &str,
         lvm: Arc<Lvm>,
         served: Served,
         pods: PodsDirectory,
         capacity: Capacity,
         in_progress: Arc<InProgress>,
     ) -> Self {
-        Self { lvm, served, pods, capacity, in_progress }
+        Self { node_name: node_name.into(), lvm, served, pods, capacity, in_progress }
     }
 
-    async fn take_inventory(&self) -> Result<Vec<InventoryItem>, InventoryError> {
+    async fn take_inventory(&self, request: &InventoryRequest) -> Result<Vec<InventoryItem>, InventoryError> {
+        addressee::check(&self.node_name, &request.node)?;
         let (lvm, served, pods) = (Arc::clone(&self.lvm), self.served.clone(), self.pods.clone());
         tokio::task::spawn_blocking(move || inventory::take(&lvm, &served, &pods))
             .await
             .map_err(|error| InventoryError::Interrupted(error.to_string()))?
+    }
+
+    fn parse(&self, request: CollectRequest) -> Result<Doomed, CollectError> {
+        addressee::check(&self.node_name, &request.node)?;
+        Doomed::parse(request.item, &self.served, &self.pods, &self.lvm.config.log_root)
     }
 
     async fn remove(&self, doomed: Doomed) -> Result<CollectResponse, CollectError> {
@@ -79,14 +88,14 @@ impl NodeAdmin for AdminService {
         Ok(Response::new(Box::pin(self.capacity.reports().map(Ok))))
     }
 
-    async fn inventory(&self, _request: Request<InventoryRequest>) -> Result<Response<Self::InventoryStream>, Status> {
-        let items = self.take_inventory().await.inspect_err(|error| warn!(%error, "no inventory"))?;
+    async fn inventory(&self, request: Request<InventoryRequest>) -> Result<Response<Self::InventoryStream>, Status> {
+        let items = self.take_inventory(&request.into_inner()).await;
+        let items = items.inspect_err(|error| warn!(%error, "no inventory"))?;
         Ok(Response::new(Box::pin(tokio_stream::iter(items.into_iter().map(Ok)))))
     }
 
     async fn collect(&self, request: Request<CollectRequest>) -> Result<Response<CollectResponse>, Status> {
-        let item = request.into_inner().item;
-        let doomed = Doomed::parse(item, &self.served, &self.pods, &self.lvm.config.log_root)?;
+        let doomed = self.parse(request.into_inner()).inspect_err(|error| warn!(%error, "collect refused"))?;
         let item = doomed.key().to_owned();
         match self.remove(doomed).await {
             Ok(answer) => {

@@ -8,19 +8,24 @@ use lvm::lock::LockError;
 use lvm::logs::CollectError as LogsError;
 use lvm::mounts::{self, UnmountError};
 use lvm::names::{LogVolumeName, LvName, NameError, Namespace, PodName, VgName};
+use lvm::report::ReportError;
 use lvm::volume::{DeleteError, Deleted};
 use lvprov_proto::lvprov as wire;
 use lvprov_proto::lvprov::inventory_item::Item;
 use tonic::{Code, Status};
 use tracing::warn;
 
+use super::addressee::Misdirected;
 use super::in_progress::Busy;
-use super::inventory::PodsDirectory;
+use super::inventory::{PodsDirectory, is_gone, log_volume_at};
 use super::served::Served;
 
 /// Why an item could not be removed.
 #[derive(Debug, thiserror::Error)]
 pub enum CollectError {
+    /// The call is for another node.
+    #[error(transparent)]
+    Misdirected(#[from] Misdirected),
     /// The request holds no item.
     #[error("the request names no item")]
     NoItem,
@@ -28,8 +33,13 @@ pub enum CollectError {
     #[error(transparent)]
     Name(#[from] NameError),
     /// A path in it is none of ours.
-    #[error("{0} is not a place where volumes of lvprov are mounted")]
-    Place(PathBuf),
+    #[error("{target} is not a place where lvprov mounts logical volume {lv}")]
+    Place {
+        /// As asked for.
+        target: PathBuf,
+        /// What is said to be mounted there.
+        lv: LvName,
+    },
     /// The group is not among those that this node may serve.
     #[error("volume group {0} is not among those that this node serves")]
     NotServed(VgName),
@@ -42,6 +52,9 @@ pub enum CollectError {
     /// A log volume or directory could not be removed.
     #[error(transparent)]
     Logs(#[from] LogsError),
+    /// LVM could not be asked what there is.
+    #[error(transparent)]
+    Report(#[from] ReportError),
     /// A mount could not be undone.
     #[error(transparent)]
     Unmount(#[from] UnmountError),
@@ -54,16 +67,20 @@ impl CollectError {
     /// What the caller is to make of it.
     pub fn code(&self) -> Code {
         match self {
+            // The caller has an old address of its node.
+            Self::Misdirected(_) => Code::Unavailable,
             // The request itself is wrong.
-            Self::NoItem | Self::Name(_) | Self::Place(_) => Code::InvalidArgument,
+            Self::NoItem | Self::Name(_) | Self::Place { .. } => Code::InvalidArgument,
             // Not ours to touch, as things are set up.
-            Self::NotServed(_) | Self::Delete(DeleteError::NotOurs { .. }) => Code::FailedPrecondition,
-            Self::Logs(LogsError::Delete(DeleteError::NotOurs { .. })) => Code::FailedPrecondition,
+            Self::NotServed(_) | Self::Delete(DeleteError::NotOurs { .. }) => Code::PermissionDenied,
+            Self::Logs(LogsError::Delete(DeleteError::NotOurs { .. })) => Code::PermissionDenied,
             // Another caller is at it.
             Self::Busy(_) => Code::Aborted,
             Self::Delete(DeleteError::Lock(LockError::Busy { .. })) => Code::Aborted,
             // Not known whether it is gone: the next inventory tells.
-            Self::Delete(_) | Self::Logs(_) | Self::Unmount(_) | Self::Interrupted(_) => Code::Unavailable,
+            Self::Delete(_) | Self::Logs(_) | Self::Report(_) | Self::Unmount(_) | Self::Interrupted(_) => {
+                Code::Unavailable
+            }
         }
     }
 }
@@ -85,10 +102,26 @@ pub struct Doomed {
 
 #[derive(Debug)]
 enum What {
-    Data { lv: LvName, listed: Box<wire::DataVolume> },
-    Log { namespace: Namespace, volume: LogVolumeName },
-    Directory { namespace: Namespace, volume: LogVolumeName, directory: PodName, pod_uid: Option<String> },
-    Mount { lv: LvName, target: PathBuf },
+    Data {
+        lv: LvName,
+        listed: Box<wire::DataVolume>,
+    },
+    Log {
+        namespace: Namespace,
+        volume: LogVolumeName,
+    },
+    Directory {
+        namespace: Namespace,
+        volume: LogVolumeName,
+        directory: PodName,
+        pod_uid: Option<String>,
+    },
+    /// `log`: of a log volume, which no pod's end makes superfluous.
+    Mount {
+        lv: LvName,
+        target: PathBuf,
+        log: bool,
+    },
 }
 
 impl Doomed {
@@ -128,11 +161,12 @@ impl Doomed {
                 let lv = LvName::parse(&listed.logical_volume)?;
                 let target = PathBuf::from(&listed.target);
                 let is_plain = target.components().all(|part| part != std::path::Component::ParentDir);
-                if !is_plain || (pods.pod_of(&target).is_none() && !target.starts_with(log_root)) {
-                    return Err(CollectError::Place(target));
+                let log = log_volume_at(&target, log_root).as_ref() == Some(&lv);
+                if !is_plain || (pods.pod_of(&target).is_none() && !log) {
+                    return Err(CollectError::Place { target, lv });
                 }
                 let key = format!("mount {}", target.display());
-                (listed.volume_group, What::Mount { lv, target }, key)
+                (listed.volume_group, What::Mount { lv, target, log }, key)
             }
         };
         let vg = VgName::parse(&vg)?;
@@ -187,16 +221,26 @@ impl Doomed {
                 lvm.collect_directory(&self.vg, namespace, volume, directory, pod_uid.as_deref()),
                 "directory removed",
             ),
-            What::Mount { lv, target } => self.unmount(lvm, lv, target),
+            What::Mount { lv, target, log } => self.unmount(lvm, lv, target, *log),
         }
     }
 
-    fn unmount(&self, lvm: &Lvm, lv: &LvName, target: &Path) -> Result<wire::CollectResponse, CollectError> {
-        let there = mounts::at(target).map_err(UnmountError::Unreadable)?;
-        let Some(there) = there else { return Ok(left("nothing is mounted there any more")) };
-        match there.logical_volume() {
-            Some((vg, found)) if vg == self.vg && found == *lv => {}
-            _ => return Ok(left("something else is mounted there now")),
+    fn unmount(&self, lvm: &Lvm, lv: &LvName, target: &Path, log: bool) -> Result<wire::CollectResponse, CollectError> {
+        let mut there = mounts::all().map_err(UnmountError::Unreadable)?;
+        there.retain(|mount| mount.target == target);
+        if there.is_empty() {
+            return Ok(left("nothing is mounted there any more"));
+        }
+        // All layers go, so all of them have to be what was listed.
+        let is_meant = |mount: &mounts::Mount| {
+            mount.logical_volume().is_some_and(|(vg, found)| vg == self.vg && found == *lv)
+                && (!log || mount.root == Path::new("/"))
+        };
+        if !there.iter().all(is_meant) {
+            return Ok(left("something else is mounted there now"));
+        }
+        if log && !is_gone(&self.vg, &lvm.volume_groups()?) {
+            return Ok(left("its volume group is there"));
         }
         // Busy or stacked mounts are what a pod that still runs has.
         let gone = match mounts::unmount(target) {
@@ -256,16 +300,40 @@ mod tests {
         })
     }
 
+    /// Of the log volume `shop/web`.
+    fn log_mount(target: &str) -> Item {
+        let (namespace, volume) = (Namespace::parse("shop").unwrap(), LogVolumeName::parse("web").unwrap());
+        Item::Mount(wire::Mount {
+            target: target.into(),
+            volume_group: "vg0".into(),
+            logical_volume: LvName::for_log(&namespace, &volume).to_string(),
+            ..Default::default()
+        })
+    }
+
     #[test]
     fn only_our_own_places_are_unmounted() {
         let root = std::fs::canonicalize("/var/lib/kubelet").unwrap_or_else(|_| "/var/lib/kubelet".into());
         let pod = root.join("pods/0f0e7f0a-1111-4222-8333-444455556666/volumes/lvprov.io~lvm/data");
         parse(mount(pod.to_str().unwrap())).unwrap();
-        parse(mount("/var/log/lvprov/shop/web")).unwrap();
+        parse(log_mount("/var/log/lvprov/shop/web")).unwrap();
         for bad in
             ["/", "/etc", "", "relative", "/var/log/lvprov/../../..", "/var/log/lvprovx", "/var/lib/kubelet/pods"]
         {
-            assert!(matches!(parse(mount(bad)), Err(CollectError::Place(_))), "{bad:?}");
+            assert!(matches!(parse(mount(bad)), Err(CollectError::Place { .. })), "{bad:?}");
+            assert!(matches!(parse(log_mount(bad)), Err(CollectError::Place { .. })), "{bad:?}");
+        }
+        // What an admin has mounted below the logs, and a log volume anywhere but at its own place.
+        for other in [
+            mount("/var/log/lvprov"),
+            mount("/var/log/lvprov/shop/web"),
+            log_mount("/var/log/lvprov"),
+            log_mount("/var/log/lvprov/shop"),
+            log_mount("/var/log/lvprov/shop/other"),
+            log_mount("/var/log/lvprov/shop/web/deeper"),
+        ] {
+            let error = parse(other).unwrap_err();
+            assert_eq!(Status::from(error).code(), Code::InvalidArgument);
         }
     }
 
@@ -285,7 +353,7 @@ mod tests {
         assert!(matches!(directory("shop", "..", "vg0"), Err(CollectError::Name(_))));
         assert!(matches!(directory("shop", "web-a", "-y"), Err(CollectError::Name(_))));
         let foreign = directory("shop", "web-a", "vg1").unwrap_err();
-        assert_eq!(Status::from(foreign).code(), Code::FailedPrecondition);
+        assert_eq!(Status::from(foreign).code(), Code::PermissionDenied);
         let nothing = Doomed::parse(
             Some(wire::InventoryItem { item: None }),
             &Served::default(),
@@ -297,7 +365,7 @@ mod tests {
 
     #[test]
     fn nothing_mounted_is_nothing_to_remove() {
-        let doomed = parse(mount("/var/log/lvprov/no/such")).unwrap();
+        let doomed = parse(log_mount("/var/log/lvprov/shop/web")).unwrap();
         let lvm = Lvm::new(lvm::config::NodeConfig::default());
         let answer = doomed.remove(&lvm).unwrap();
         assert!(!answer.removed && answer.detail.contains("nothing is mounted"), "{answer:?}");

@@ -16,6 +16,7 @@ use lvprov_proto::csi::{self, ControllerServiceCapability, Volume};
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
+use super::addressee;
 use super::capability;
 use super::capacity::Capacity;
 use super::create_volume::{self, CreateVolumeError};
@@ -63,7 +64,8 @@ impl ControllerService {
         // then nobody else may touch the volume.
         let created = tokio::task::spawn_blocking(move || {
             let _held = (operation, turn);
-            lvm.create_data(&volume)
+            let made = lvm.create_data(&volume);
+            made.map_err(|error| create_volume::failure(error, || lvm.find(&volume.vg, &volume.name)))
         })
         .await
         .map_err(|error| CreateVolumeError::Interrupted(error.to_string()))??;
@@ -157,8 +159,12 @@ impl Controller for ControllerService {
         request: Request<csi::CreateVolumeRequest>,
     ) -> Result<Response<csi::CreateVolumeResponse>, Status> {
         let started = Instant::now();
+        let meant_here = addressee::check_metadata(&self.node_name, request.metadata());
         let request = request.into_inner();
-        let result = self.create(&request).await;
+        let result = match meant_here {
+            Ok(()) => self.create(&request).await,
+            Err(misdirected) => Err(misdirected.into()),
+        };
         log("CreateVolume", &request.name, started, &result, |(id, created)| {
             let how = if created.existed { "existed" } else { "made" };
             format!("{how} {id} with {} B", created.size)
@@ -179,8 +185,12 @@ impl Controller for ControllerService {
         request: Request<csi::DeleteVolumeRequest>,
     ) -> Result<Response<csi::DeleteVolumeResponse>, Status> {
         let started = Instant::now();
+        let meant_here = addressee::check_metadata(&self.node_name, request.metadata());
         let id = request.into_inner().volume_id;
-        let result = self.delete(&id).await;
+        let result = match meant_here {
+            Ok(()) => self.delete(&id).await,
+            Err(misdirected) => Err(misdirected.into()),
+        };
         log("DeleteVolume", &id, started, &result, |deleted| {
             match deleted {
                 Deleted::Removed => "removed",

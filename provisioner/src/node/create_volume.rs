@@ -2,14 +2,17 @@
 
 use std::collections::HashMap;
 
+use lvm::command::CommandError;
 use lvm::lock::LockError;
 use lvm::names::{ClaimName, ClaimUid, ClusterId, LvName, NameError, Namespace, VgName};
+use lvm::report::{LogicalVolume, ReportError};
 use lvm::size::human;
 use lvm::{filesystem::FsType, identity::DataOwner};
 use lvm::{volume::CreateData, volume::CreateError};
 use lvprov_proto::csi::{CapacityRange, CreateVolumeRequest, TopologyRequirement};
 use tonic::{Code, Status};
 
+use super::addressee::Misdirected;
 use super::capability::{self, CapabilityError};
 use super::in_progress::Busy;
 use crate::names::{TOPOLOGY_NODE, parameters};
@@ -17,6 +20,9 @@ use crate::names::{TOPOLOGY_NODE, parameters};
 /// Why there is no new volume.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateVolumeError {
+    /// The call is for another node.
+    #[error(transparent)]
+    Misdirected(#[from] Misdirected),
     /// A required parameter is missing.
     #[error("parameter {0} is missing")]
     MissingParameter(&'static str),
@@ -79,6 +85,9 @@ pub enum CreateVolumeError {
     /// The same volume is worked on.
     #[error(transparent)]
     Busy(#[from] Busy),
+    /// LVM could not make it, and it is not there.
+    #[error("no volume was made: {0}")]
+    NotMade(CommandError),
     /// LVM could not make it.
     #[error(transparent)]
     Lvm(#[from] CreateError),
@@ -102,7 +111,7 @@ impl CreateVolumeError {
             | Self::ContentSource
             | Self::MutableParameters => Code::InvalidArgument,
             // The caller has an old address of its node: with the right one it goes well.
-            Self::OtherNode { .. } => Code::Unavailable,
+            Self::OtherNode { .. } | Self::Misdirected(_) => Code::Unavailable,
             // Wrong node for this class until an admin changes something: back to the scheduler.
             Self::NotServed { .. } | Self::Lvm(CreateError::NoVolumeGroup { .. }) => Code::FailedPrecondition,
             // The first call decides; this one learns of it by calling again.
@@ -115,8 +124,12 @@ impl CreateVolumeError {
             Self::Lvm(CreateError::Size { .. }) => Code::InvalidArgument,
             // Waited for long enough; the next call may be luckier.
             Self::Lvm(CreateError::Lock(LockError::Busy { .. })) => Code::Unavailable,
+            // Nothing is left behind here; another node's LVM may be in better order.
+            Self::NotMade(_) => Code::Internal,
             // LVM may have made it or not. The next call finds out: nothing is given back on a guess.
-            Self::Lvm(CreateError::Lock(_) | CreateError::Report(_) | CreateError::Command(_))
+            Self::Lvm(
+                CreateError::Lock(_) | CreateError::Report(_) | CreateError::Command(_) | CreateError::Device { .. },
+            )
             | Self::Interrupted(_) => Code::Unavailable,
         }
     }
@@ -125,6 +138,22 @@ impl CreateVolumeError {
 impl From<CreateVolumeError> for Status {
     fn from(error: CreateVolumeError) -> Self {
         Status::new(error.code(), crate::with_causes(&error))
+    }
+}
+
+/// What is known after a failure. An lvcreate that has ended with an error is
+/// looked after, with `find`: where the volume is not there, that is certain,
+/// and the caller may go elsewhere.
+pub fn failure(
+    error: CreateError,
+    find: impl FnOnce() -> Result<Option<LogicalVolume>, ReportError>,
+) -> CreateVolumeError {
+    match error {
+        // One that still runs may make the volume yet.
+        CreateError::Command(failed @ CommandError::Failed { .. }) if matches!(find(), Ok(None)) => {
+            CreateVolumeError::NotMade(failed)
+        }
+        other => other.into(),
     }
 }
 
@@ -361,8 +390,38 @@ mod tests {
             assert_eq!(status.code(), code);
             assert_eq!(status.message(), begins);
         }
+        let misdirected = super::super::addressee::check("n1", "n2").unwrap_err();
+        assert_eq!(CreateVolumeError::from(misdirected).code(), Code::Unavailable);
         // What the controller looks for.
         let error = CreateVolumeError::NotServed { vg: VgName::parse("vg9").unwrap(), served: "vg0".into() };
         assert!(error.to_string().starts_with("no volume group"));
+    }
+
+    #[test]
+    fn a_failed_lvcreate_is_certain_only_where_nothing_is_left_of_it() {
+        use std::os::unix::process::ExitStatusExt;
+        let failed = || {
+            CreateError::Command(CommandError::Failed {
+                command: "lvm lvcreate".into(),
+                status: std::process::ExitStatus::from_raw(5 << 8),
+                stderr: "insufficient metadata space".into(),
+            })
+        };
+        let unreadable = || Err(ReportError::Unreadable { report: "lvs", reason: String::new() });
+        let status = Status::from(failure(failed(), || Ok(None)));
+        assert_eq!(status.code(), Code::Internal);
+        assert!(status.message().contains("insufficient metadata space"), "{status}");
+        // Whether it is there cannot be told: it may be.
+        assert_eq!(failure(failed(), unreadable).code(), Code::Unavailable);
+        // It goes on, and will make the volume.
+        let running = CommandError::StillRunning {
+            command: "lvm lvcreate".into(),
+            after: std::time::Duration::from_secs(100),
+            pid: 7,
+        };
+        assert_eq!(failure(running.into(), || Ok(None)).code(), Code::Unavailable);
+        let vg = VgName::parse("vg0").unwrap();
+        let full = CreateError::Full { vg, asked: 3 << 30, free: 1 << 30 };
+        assert_eq!(failure(full, unreadable).code(), Code::ResourceExhausted);
     }
 }

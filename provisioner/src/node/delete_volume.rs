@@ -4,11 +4,15 @@ use lvm::names::{LvName, VgName};
 use lvm::volume::DeleteError;
 use tonic::{Code, Status};
 
+use super::addressee::Misdirected;
 use super::in_progress::Busy;
 
 /// Why a volume is still there, or may be.
 #[derive(Debug, thiserror::Error)]
 pub enum DeleteVolumeError {
+    /// The call is for another node.
+    #[error(transparent)]
+    Misdirected(#[from] Misdirected),
     /// No id is given.
     #[error("volume_id is missing")]
     MissingId,
@@ -43,10 +47,12 @@ impl DeleteVolumeError {
         match self {
             // The request itself is wrong.
             Self::MissingId => Code::InvalidArgument,
-            // Somebody has to do something first: unmount it, or let us have the group.
-            Self::Lvm(DeleteError::InUse { .. } | DeleteError::NotOurs { .. }) | Self::NotServed(_) => {
-                Code::FailedPrecondition
-            }
+            // The caller has an old address of its node: the right one knows more.
+            Self::Misdirected(_) => Code::Unavailable,
+            // CSI: its last user has to go first.
+            Self::Lvm(DeleteError::InUse { .. }) => Code::FailedPrecondition,
+            // Not ours to touch, until an admin says otherwise.
+            Self::Lvm(DeleteError::NotOurs { .. }) | Self::NotServed(_) => Code::PermissionDenied,
             // The first call decides; this one learns of it by calling again.
             Self::Busy(_) => Code::Aborted,
             // Not known whether it is gone. That a group is missing does not mean that its
@@ -69,13 +75,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn volume_in_use_is_a_failed_precondition_and_ignorance_is_not_success() {
+    fn volume_in_use_is_told_from_one_that_is_not_ours_and_ignorance_is_not_success() {
         let vg = VgName::parse("vg0").unwrap();
         let name = LvName::parse("pvc-1").unwrap();
         let in_use = DeleteVolumeError::from(DeleteError::InUse { vg: vg.clone(), name: name.clone() });
         assert_eq!(Status::from(in_use).code(), Code::FailedPrecondition);
+        let unserved = DeleteVolumeError::NotServed(vg.clone());
+        assert_eq!(Status::from(unserved).code(), Code::PermissionDenied);
         let foreign = DeleteVolumeError::from(DeleteError::NotOurs { vg, name });
-        assert_eq!(Status::from(foreign).code(), Code::FailedPrecondition);
+        assert_eq!(Status::from(foreign).code(), Code::PermissionDenied);
         let missing = lvm::command::CommandError::Missing { program: "lvm".into() };
         let unknown = DeleteVolumeError::from(DeleteError::Command(missing));
         assert_eq!(Status::from(unknown).code(), Code::Unavailable);

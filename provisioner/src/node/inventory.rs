@@ -1,6 +1,6 @@
 //! Everything of ours on this node: on its disks, and in its mount table.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -8,12 +8,13 @@ use lvm::Lvm;
 use lvm::identity::Owner;
 use lvm::logs::{LogError, LogVolume};
 use lvm::mounts::{self, Mount};
-use lvm::names::{LvName, PodUid, VgName};
-use lvm::report::{LogicalVolume, ReportError};
+use lvm::names::{LogVolumeName, LvName, Namespace, PodUid, VgName};
+use lvm::report::{LogicalVolume, ReportError, VolumeGroup};
 use lvprov_proto::lvprov as wire;
 use lvprov_proto::lvprov::inventory_item::Item;
 use tonic::Status;
 
+use super::addressee::Misdirected;
 use super::served::Served;
 
 /// Directory of our FlexVolume mounts in a pod's directory.
@@ -23,6 +24,9 @@ const PLUGIN_DIRECTORY: &str = "volumes/lvprov.io~lvm";
 /// it is all or nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum InventoryError {
+    /// The call is for another node.
+    #[error(transparent)]
+    Misdirected(#[from] Misdirected),
     /// LVM could not be asked.
     #[error(transparent)]
     Report(#[from] ReportError),
@@ -69,7 +73,24 @@ impl PodsDirectory {
     }
 }
 
-/// Looks at everything. One lvm report.
+/// The logical volume that belongs at this mount point, if that is the place of
+/// a log volume: `<log root>/<namespace>/<volume>`, and nothing above or below.
+pub fn log_volume_at(target: &Path, log_root: &Path) -> Option<LvName> {
+    let mut parts = target.strip_prefix(log_root).ok()?.iter();
+    let namespace = Namespace::parse(parts.next()?.to_str()?).ok()?;
+    let volume = LogVolumeName::parse(parts.next()?.to_str()?).ok()?;
+    parts.next().is_none().then(|| LvName::for_log(&namespace, &volume))
+}
+
+/// Whether what a mount shows has gone for good. A volume that is merely not
+/// among those with our tags is somebody's. LVM removes none that is mounted,
+/// so one is gone only with its whole group.
+pub fn is_gone(vg: &VgName, groups: &[VolumeGroup]) -> bool {
+    groups.iter().all(|group| group.name != *vg)
+}
+
+/// Looks at everything. One lvm report, and another one where something is
+/// mounted at a place of ours whose volume is not ours.
 ///
 /// # Errors
 /// When anything cannot be looked at.
@@ -84,14 +105,27 @@ pub fn take(lvm: &Lvm, served: &Served, pods: &PodsDirectory) -> Result<Vec<wire
     let data = volumes.iter().filter_map(data_volume).map(Item::DataVolume);
     let log_volumes = logs.iter().map(log_volume).map(Item::LogVolume);
     let directories = logs.iter().flat_map(log_directories).map(Item::LogDirectory);
-    let known: HashMap<(&VgName, &LvName), &LogicalVolume> =
-        volumes.iter().map(|lv| ((&lv.vg, &lv.name), lv)).collect();
-    let mounts = mounted
+    let placed: Vec<Placed> = mounted
         .iter()
         .filter_map(|mount| {
             let (vg, lv) = mount.logical_volume()?;
-            let ours = known.contains_key(&(&vg, &lv));
-            describe(mount, &vg, &lv, ours, served, pods, &lvm.config.log_root)
+            Placed::find(mount, vg, lv, pods, &lvm.config.log_root).filter(|placed| served.includes(&placed.vg))
+        })
+        .collect();
+    let known: HashSet<(&VgName, &LvName)> = volumes.iter().map(|lv| (&lv.vg, &lv.name)).collect();
+    let is_ours = |placed: &Placed| known.contains(&(&placed.vg, &placed.lv));
+    let groups = match placed.iter().all(is_ours) {
+        true => Vec::new(),
+        false => lvm.volume_groups()?,
+    };
+    let mounts = placed
+        .iter()
+        .filter_map(|placed| {
+            placed.describe(match is_ours(placed) {
+                true => Backing::Ours,
+                false if is_gone(&placed.vg, &groups) => Backing::Gone,
+                false => Backing::Others,
+            })
         })
         .map(Item::Mount);
     Ok(data
@@ -154,36 +188,50 @@ fn log_directories(log: &LogVolume) -> Vec<wire::LogDirectory> {
         .collect()
 }
 
-/// A mount that belongs in the inventory. `ours`: LVM knows the volume, and it
-/// carries our tags.
-fn describe(
-    mount: &Mount,
-    vg: &VgName,
-    lv: &LvName,
-    ours: bool,
-    served: &Served,
-    pods: &PodsDirectory,
-    log_root: &Path,
-) -> Option<wire::Mount> {
-    let pod = pods.pod_of(&mount.target);
-    let reason = match (&pod, ours) {
-        (Some(_), true) => "mounted for a pod",
-        // Only where nothing but our own mounts can be.
-        (Some(_), false) => "its logical volume is gone, or has lost our tags",
-        (None, false) if mount.target.starts_with(log_root) => "its logical volume is gone, or has lost our tags",
-        (None, _) => return None,
-    };
-    if !served.includes(vg) {
-        return None;
+/// What a mount shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Backing {
+    /// A volume that carries our tags.
+    Ours,
+    /// A volume that LVM may know, and that does not carry them.
+    Others,
+    /// Nothing any more.
+    Gone,
+}
+
+/// A mount at a place where only volumes of ours belong.
+struct Placed<'a> {
+    mount: &'a Mount,
+    vg: VgName,
+    lv: LvName,
+    /// None at the place of a log volume.
+    pod: Option<PodUid>,
+}
+
+impl<'a> Placed<'a> {
+    fn find(mount: &'a Mount, vg: VgName, lv: LvName, pods: &PodsDirectory, log_root: &Path) -> Option<Self> {
+        let pod = pods.pod_of(&mount.target);
+        let at_log = || mount.root == Path::new("/") && log_volume_at(&mount.target, log_root).as_ref() == Some(&lv);
+        (pod.is_some() || at_log()).then_some(Self { mount, vg, lv, pod })
     }
-    Some(wire::Mount {
-        target: mount.target.display().to_string(),
-        device: mount.device_node().map(|node| node.display().to_string()).unwrap_or_default(),
-        volume_group: vg.to_string(),
-        logical_volume: lv.to_string(),
-        pod_uid: pod.map(|uid| uid.to_string()).unwrap_or_default(),
-        reason: reason.to_owned(),
-    })
+
+    /// As it is listed, if it is. A log volume stays mounted after its pods.
+    fn describe(&self, backing: Backing) -> Option<wire::Mount> {
+        let reason = match (&self.pod, backing) {
+            (Some(_), Backing::Ours) => "mounted for a pod",
+            (Some(_), Backing::Others) => "mounted for a pod; its logical volume does not carry our tags",
+            (_, Backing::Gone) => "its volume group is gone",
+            (None, Backing::Ours | Backing::Others) => return None,
+        };
+        Some(wire::Mount {
+            target: self.mount.target.display().to_string(),
+            device: self.mount.device_node().map(|node| node.display().to_string()).unwrap_or_default(),
+            volume_group: self.vg.to_string(),
+            logical_volume: self.lv.to_string(),
+            pod_uid: self.pod.as_ref().map(PodUid::to_string).unwrap_or_default(),
+            reason: reason.to_owned(),
+        })
+    }
 }
 
 #[cfg(test)]
@@ -228,24 +276,48 @@ mod tests {
         assert_eq!(pods.0, real.join("pods"));
     }
 
+    fn listed(target: &str, lv: &str, backing: Backing) -> Option<String> {
+        let (vg, lv) = (VgName::parse("vg0").unwrap(), LvName::parse(lv).unwrap());
+        let mount = mount(target);
+        let placed = Placed::find(&mount, vg, lv, &pods(), Path::new("/var/log/lvprov"))?;
+        placed.describe(backing).map(|mount| mount.reason)
+    }
+
     #[test]
     fn mounts_of_others_are_not_listed() {
-        let vg = VgName::parse("vg0").unwrap();
-        let lv = LvName::parse("pvc-1").unwrap();
-        let (all, log_root) = (Served::default(), Path::new("/var/log/lvprov"));
-        let list = |target: &str, ours, served: &Served| {
-            describe(&mount(target), &vg, &lv, ours, served, &pods(), log_root).map(|mount| mount.reason)
-        };
         let volume = format!("/var/lib/kubelet/pods/{POD}/volumes/lvprov.io~lvm/data");
-        assert_eq!(list(&volume, true, &all).as_deref(), Some("mounted for a pod"));
-        assert!(list(&volume, false, &all).unwrap().contains("gone"));
-        // A log volume at its place is no mount for a pod, and dead only without its volume.
-        assert_eq!(list("/var/log/lvprov/shop/web", true, &all), None);
-        assert!(list("/var/log/lvprov/shop/web", false, &all).unwrap().contains("gone"));
-        // The host's own volumes.
-        assert_eq!(list("/", false, &all), None);
-        assert_eq!(list("/home", true, &all), None);
-        let other = Served::new(&[VgName::parse("vg1").unwrap()]);
-        assert_eq!(list(&volume, true, &other), None);
+        assert_eq!(listed(&volume, "pvc-1", Backing::Ours).as_deref(), Some("mounted for a pod"));
+        assert!(listed(&volume, "pvc-1", Backing::Others).unwrap().contains("does not carry our tags"));
+        assert!(listed(&volume, "pvc-1", Backing::Gone).unwrap().contains("gone"));
+        // The host's own volumes, whatever LVM says of them.
+        for place in ["/", "/home", "/var/log", "/var/log/lvprov"] {
+            assert_eq!(listed(place, "root", Backing::Gone), None, "{place}");
+        }
+    }
+
+    #[test]
+    fn a_log_volume_stays_mounted_until_its_group_has_gone() {
+        let (namespace, volume) = (Namespace::parse("shop").unwrap(), LogVolumeName::parse("web").unwrap());
+        let lv = LvName::for_log(&namespace, &volume);
+        let at = |target: &str, backing| listed(target, lv.as_str(), backing);
+        assert_eq!(at("/var/log/lvprov/shop/web", Backing::Ours), None);
+        assert_eq!(at("/var/log/lvprov/shop/web", Backing::Gone).as_deref(), Some("its volume group is gone"));
+        // An admin has changed its tags: that is no reason to take it from whoever reads it.
+        assert_eq!(at("/var/log/lvprov/shop/web", Backing::Others), None);
+        // A mount that an admin has made, of whatever volume.
+        assert_eq!(listed("/var/log/lvprov/shop/web", "archive", Backing::Gone), None);
+        for place in
+            ["/var/log/lvprov", "/var/log/lvprov/shop", "/var/log/lvprov/shop/web/a", "/var/log/lvprov/shop/other"]
+        {
+            assert_eq!(at(place, Backing::Gone), None, "{place}");
+        }
+    }
+
+    #[test]
+    fn only_a_group_that_lvm_does_not_know_is_gone() {
+        let name = |name: &str| VgName::parse(name).unwrap();
+        let groups = [VolumeGroup { name: name("vg0"), size: 8 << 30, free: 0, extent_size: 4 << 20 }];
+        assert!(!is_gone(&name("vg0"), &groups));
+        assert!(is_gone(&name("vg1"), &groups));
     }
 }

@@ -5,6 +5,7 @@
 //! label known. LVM is asked for what the volume groups hold once at start and
 //! after every change ([`capacity`]); between changes no process is started.
 
+pub mod addressee;
 pub mod admin_service;
 pub mod capability;
 pub mod capacity;
@@ -53,8 +54,6 @@ use crate::tls::{TlsError, TlsFiles};
 
 /// Where LVM keeps copies of its metadata (lvm.conf(5), `backup_dir`).
 const LVM_BACKUP_DIRECTORY: &str = "/etc/lvm/backup";
-/// Where lvm commands run, so that they outlive our container (cgroups(7)).
-const CGROUP: &str = "/sys/fs/cgroup/lvprov";
 
 /// What `lvprov node` is told.
 #[derive(Debug, clap::Args)]
@@ -148,16 +147,8 @@ pub fn run(args: Args) -> Result<(), NodeError> {
 
 fn open_lvm(on_host: bool) -> Result<Lvm, NodeError> {
     let config = NodeConfig::load()?;
-    if !on_host {
-        return Ok(Lvm::new(config));
-    }
-    match Lvm::in_cgroup(config.clone(), Path::new(CGROUP)) {
-        Ok(lvm) => Ok(lvm),
-        Err(error) => {
-            warn!(cgroup = CGROUP, %error, "lvm commands run in our own cgroup and are killed with it");
-            Ok(Lvm::new(config))
-        }
-    }
+    // On the host, lvm commands outlive our container.
+    Ok(if on_host { Lvm::in_cgroup(config) } else { Lvm::new(config) })
 }
 
 async fn serve(args: Args, lvm: Lvm, tls: ServerTlsConfig) -> Result<(), NodeError> {

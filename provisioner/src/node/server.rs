@@ -67,7 +67,7 @@ pub async fn serve_controller(
         capacity.clone(),
         Arc::clone(&in_progress),
     );
-    let admin = AdminService::new(lvm, served, pods, capacity.clone(), in_progress);
+    let admin = AdminService::new(&node_name, lvm, served, pods, capacity.clone(), in_progress);
     Server::builder()
         .tls_config(tls)?
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))

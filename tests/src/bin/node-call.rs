@@ -26,6 +26,8 @@ use serde_json::{Value, json};
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
+/// Under this name the tests start it.
+const NODE: &str = "n1";
 const CLUSTER: &str = "11111111-2222-4333-8444-555555555555";
 
 #[derive(Debug, Parser)]
@@ -50,7 +52,7 @@ enum Call {
         fs: String,
         #[arg(long, default_value = "data")]
         claim: String,
-        #[arg(long, default_value = "n1")]
+        #[arg(long, default_value = NODE)]
         node: String,
         /// Gives up on the answer after so long.
         #[arg(long, default_value_t = 60_000)]
@@ -110,7 +112,7 @@ async fn call(cli: Cli) -> Result<()> {
         Call::CreateMany { count, bytes } => {
             let mut calls = Vec::new();
             for number in 0..count {
-                let request = create(&uid(number), bytes, "vg0", "xfs", "data", "n1");
+                let request = create(&uid(number), bytes, "vg0", "xfs", "data", NODE);
                 let mut controller = ControllerClient::new(channel.clone());
                 calls.push(tokio::spawn(async move { controller.create_volume(request).await }));
             }
@@ -136,7 +138,7 @@ async fn call(cli: Cli) -> Result<()> {
                 if !show(&item).to_string().contains(&text) {
                     continue;
                 }
-                let request = CollectRequest { item: Some(item) };
+                let request = CollectRequest { item: Some(item), node: NODE.to_owned() };
                 let answer = NodeAdminClient::new(channel.clone()).collect(request).await?.into_inner();
                 println!("{}", json!({"removed": answer.removed, "detail": answer.detail}));
             }
@@ -194,7 +196,8 @@ async fn watch(channel: Channel, messages: usize, patience: Duration) -> Result<
 }
 
 async fn inventory(channel: Channel) -> Result<Vec<InventoryItem>> {
-    let mut stream = NodeAdminClient::new(channel).inventory(InventoryRequest {}).await?.into_inner();
+    let request = InventoryRequest { node: NODE.to_owned() };
+    let mut stream = NodeAdminClient::new(channel).inventory(request).await?.into_inner();
     let mut items = Vec::new();
     while let Some(item) = stream.message().await? {
         items.push(item);

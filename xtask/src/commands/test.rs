@@ -85,15 +85,10 @@ pub fn run(command: &TestCommand) -> Result<u8> {
     let start = Instant::now();
     let mut total = Count::default();
     let filter = command.filter.as_deref();
-    suite(&mut total, "Tests that need no node", &["--workspace"], filter, false);
+    total.add(suite("Tests that need no node", "", &["--workspace"], filter, false));
     if !command.quick {
         match prepare().and_then(|()| targets()) {
-            Ok(targets) => {
-                for (package, target) in targets {
-                    let title = format!("Tests on user-mode Linux nodes: {package} {target}");
-                    suite(&mut total, &title, &["--workspace", "--test", &target], filter, true);
-                }
-            }
+            Ok(targets) => nodes(&mut total, &targets, filter),
             Err(error) => {
                 say(format!("the test bed cannot be had: {error:#}"));
                 total.failed += 1;
@@ -105,16 +100,43 @@ pub fn run(command: &TestCommand) -> Result<u8> {
     Ok(u8::from(total.failed > 0))
 }
 
-fn suite(total: &mut Count, title: &str, arguments: &[&str], filter: Option<&str>, nodes: bool) {
-    let ran = step(title, || {
-        let count = cargo_test(arguments, filter, nodes)?;
-        say(format!("{} passed, {} failed", count.passed, count.failed));
-        total.add(count);
-        if count.failed > 0 { bail!("failed") } else { Ok(count) }
+/// Runs what is on clusters beside what is on plain nodes: both wait a lot.
+fn nodes(total: &mut Count, targets: &[String], filter: Option<&str>) {
+    let (clusters, plain): (Vec<_>, Vec<_>) = targets.iter().partition(|target| *target == "cluster");
+    let run = |targets: Vec<&String>| {
+        targets
+            .into_iter()
+            .map(|target| {
+                let title = format!("Tests on user-mode Linux: {target}");
+                suite(&title, target, &["--workspace", "--test", target], filter, true)
+            })
+            .collect::<Vec<_>>()
+    };
+    thread::scope(|scope| {
+        let beside = scope.spawn(|| run(plain));
+        run(clusters).into_iter().for_each(|count| total.add(count));
+        match beside.join() {
+            Ok(counts) => counts.into_iter().for_each(|count| total.add(count)),
+            Err(_) => total.failed += 1,
+        }
     });
-    if ran.is_err_and(|error| error.to_string() != "failed") {
-        total.failed += 1;
+}
+
+/// Runs cargo test once; what cannot be run is one failed test.
+fn suite(title: &str, mark: &str, arguments: &[&str], filter: Option<&str>, nodes: bool) -> Count {
+    let mut counted = Count::default();
+    let ran = step(title, || {
+        counted = cargo_test(mark, arguments, filter, nodes)?;
+        say(format!("{} passed, {} failed", counted.passed, counted.failed));
+        if counted.failed > 0 { bail!("{} tests failed", counted.failed) } else { Ok(()) }
+    });
+    if let Err(error) = ran
+        && counted.failed == 0
+    {
+        say(format!("{error:#}"));
+        counted.failed = 1;
     }
+    counted
 }
 
 fn prepare() -> Result<()> {
@@ -123,32 +145,27 @@ fn prepare() -> Result<()> {
     Ok(())
 }
 
-/// Test targets that need nodes, with their packages: those of the test bed
-/// itself and those in `tests/`, plain nodes before clusters.
-fn targets() -> Result<Vec<(String, String)>> {
+/// Test targets that need nodes: those of the test bed itself and those in
+/// `tests/`, the latter first.
+fn targets() -> Result<Vec<String>> {
     let output = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .current_dir(paths::repository())
         .args(["metadata", "--no-deps", "--format-version=1", "--offline"])
         .output()
         .context("cannot run cargo metadata")?;
     let metadata: Value = serde_json::from_slice(&output.stdout).context("cargo metadata gave no JSON")?;
-    let mut targets = Vec::new();
-    for package in ["xtask", "lvprov-tests"] {
-        let packages = metadata["packages"].as_array().into_iter().flatten();
-        let mut names: Vec<_> = packages
-            .filter(|found| found["name"] == package)
+    let packages = || metadata["packages"].as_array().into_iter().flatten();
+    let of = |package: &'static str| {
+        packages()
+            .filter(move |found| found["name"] == package)
             .flat_map(|found| found["targets"].as_array().into_iter().flatten())
             .filter(|target| target["kind"][0] == "test")
-            .filter_map(|target| target["name"].as_str())
-            .map(|target| (package.to_string(), target.to_string()))
-            .collect();
-        names.sort_by_key(|(_, target)| (target != "node", target.clone()));
-        targets.extend(names);
-    }
-    Ok(targets)
+            .filter_map(|target| target["name"].as_str().map(String::from))
+    };
+    Ok(of("lvprov-tests").chain(of("xtask")).collect())
 }
 
-fn cargo_test(arguments: &[&str], filter: Option<&str>, nodes: bool) -> Result<Count> {
+fn cargo_test(mark: &str, arguments: &[&str], filter: Option<&str>, nodes: bool) -> Result<Count> {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     if nodes {
         cargo.env("LVPROV_TESTBED", "1").env("LVPROV_XTASK", xtask_binary()?);
@@ -166,19 +183,27 @@ fn cargo_test(arguments: &[&str], filter: Option<&str>, nodes: bool) -> Result<C
         .stderr(Stdio::piped())
         .spawn()
         .context("cannot run cargo test")?;
+    let mark = if mark.is_empty() { String::new() } else { format!("{mark}: ") };
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let mut count = thread::scope(|scope| {
         let progress = scope.spawn(|| {
             let mut count = Count::default();
             for line in stderr.map(BufReader::new).into_iter().flat_map(BufRead::lines).map_while(Result::ok) {
-                eprintln!("{line}");
+                eprintln!("{mark}{line}");
                 count.progress(&line);
             }
             count.begun
         });
         let mut count = Count::default();
+        let mut last = Instant::now();
         for line in stdout.map(BufReader::new).into_iter().flat_map(BufRead::lines).map_while(Result::ok) {
-            println!("{line}");
+            // Tests on nodes run one by one: the time since the last line is the test's.
+            if nodes && line.starts_with("test ") && !line.starts_with("test result") {
+                println!("{mark}{line} ({:.1} s)", last.elapsed().as_secs_f64());
+            } else {
+                println!("{mark}{line}");
+            }
+            last = Instant::now();
             count.output(&line);
         }
         count.begun = progress.join().unwrap_or_default();

@@ -19,6 +19,7 @@ mod machine;
 pub mod node;
 mod output;
 mod shared;
+mod timeline;
 
 pub use api::Event;
 pub use cluster::{Cluster, ClusterNode, ClusterOptions};
@@ -26,6 +27,7 @@ pub use machine::Machine;
 pub use node::{Node, NodeOptions};
 pub use output::Output;
 pub use shared::{Shared, is_asked_for};
+pub use timeline::Timeline;
 
 static KEEP_LOGS: AtomicBool = AtomicBool::new(false);
 
