@@ -28,9 +28,6 @@ pub const MANAGED_BY: &str = "lvprov.io/managed-by";
 /// Who applies our objects, in their `managedFields`.
 pub const FIELD_MANAGER: &str = "lvprov-controller";
 
-/// Metadata of calls to a node: the name of the node that is meant.
-pub const CALLED_NODE: &str = "x-lvprov-node";
-
 /// On a PV of ours: the request of its claim whose growth was ended for want
 /// of room, in bytes. The controller manager begins such a growth again
 /// whenever it starts.

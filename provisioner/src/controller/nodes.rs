@@ -19,8 +19,7 @@ use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic::{Request, Status};
 use tracing::{info, warn};
 
-use super::names::CALLED_NODE;
-use crate::names::TOPOLOGY_NODE;
+use crate::names::{MEANT_NODE, TOPOLOGY_NODE};
 use crate::with_causes;
 
 /// For a connection, and for the first report on it.
@@ -424,7 +423,7 @@ pub fn call_to<T>(node: &str, message: T, timeout: Duration) -> Result<Request<T
         .parse::<MetadataValue<Ascii>>()
         .map_err(|_| Status::invalid_argument(format!("{node:?} is no name of a node")))?;
     let mut call = Request::new(message);
-    call.metadata_mut().insert(CALLED_NODE, name);
+    call.metadata_mut().insert(MEANT_NODE, name);
     call.set_timeout(timeout);
     Ok(call)
 }

@@ -74,7 +74,8 @@ async fn nothing_is_removed_before_the_node_has_shown_that_it_is_the_one() {
     let running = tokio::spawn(reconcile(parsed(volume("Released")), scene.ctx.clone()));
     scene.api.expect("GET", &path()).await.answer(200, volume("Released"));
     scene.api.expect("GET", CLAIM_PATH).await.refuse(404, "NotFound");
-    assert_ne!(running.await.unwrap().unwrap(), Action::await_change());
+    let done = tokio::time::timeout(SOON, running).await.expect("it asks or tells more");
+    assert_ne!(done.unwrap().unwrap(), Action::await_change());
     assert!(scene.node.deleted().is_empty());
     // Nor is anything wrong that a user should be told of.
     scene.api.expect_nothing_more().await;
