@@ -5,9 +5,10 @@ use lvprov_tests::Test;
 use lvprov_tests::objects::{LONG, Space, eventually, text, volume_size};
 use xtask::testbed::Cluster;
 
-pub const TESTS: [Test<Cluster>; 2] = [
+pub const TESTS: [Test<Cluster>; 3] = [
     ("growth::a_claim_grows_while_it_is_used", grows),
     ("growth::what_the_group_cannot_hold_is_said_and_taken_back", too_much),
+    ("growth::on_a_full_group_the_least_request_ends_it_and_the_pod_starts_again", full_group),
 ];
 
 fn request(space: &Space<'_>, claim: &str, size: &str) -> Result<()> {
@@ -50,17 +51,45 @@ fn too_much(cluster: &Cluster) -> Result<()> {
     request(&space, "c", "2Gi")?;
     space.cluster.wait("-n toomuch pvc/c", "jsonpath={.status.capacity.storage}=2Gi", 4 * LONG)?;
     ensure!(volume_size(cluster, "n1", &pv)? == 2 << 30);
-    eventually("nothing of the growth is left on the claim", || {
-        let claim = space.get("pvc c")?;
-        let conditions = claim.pointer("/status/conditions").and_then(|c| c.as_array()).cloned().unwrap_or_default();
-        let left = conditions.iter().any(|c| text(c, "/type") != "Unused");
-        Ok(!left && claim.pointer("/status/allocatedResourceStatuses").is_none())
-    })?;
+    nothing_left(&space)?;
     let pv_object = space.volume_of("c")?;
     ensure!(text(&pv_object, "/spec/capacity/storage") == "2Gi", "{pv_object:#}");
     // And the pod starts again.
     space.delete_pod("p")?;
     space.pod_with_claim("p", Some("n1"), "c")?;
     space.ready("p")?;
+    space.end()
+}
+
+/// The growth and its way back have left nothing on the claim.
+fn nothing_left(space: &Space<'_>) -> Result<()> {
+    eventually("nothing of the growth is left on the claim", || {
+        let claim = space.get("pvc c")?;
+        let conditions = claim.pointer("/status/conditions").and_then(|c| c.as_array()).cloned().unwrap_or_default();
+        let left = conditions.iter().any(|c| text(c, "/type") != "Unused");
+        Ok(!left && claim.pointer("/status/allocatedResourceStatuses").is_none())
+    })
+}
+
+/// The API takes no request that is not larger than the capacity, and not one
+/// extent is free: even the least growth would fail for ever, and with it
+/// every start of the pod.
+fn full_group(cluster: &Cluster) -> Result<()> {
+    let space = Space::new(cluster, "fullgroup")?;
+    space.claim("c", "xfs", "1Gi", "")?;
+    space.pod_with_claim("p", Some("n1"), "c")?;
+    space.ready("p")?;
+    let pv = text(&space.volume_of("c")?, "/metadata/name").to_owned();
+    let n1 = cluster.node("n1")?;
+    n1.sh("lvcreate -qq -y -n filler -l 100%FREE vg0")?;
+    request(&space, "c", "90Gi")?;
+    space.event("PersistentVolumeClaim", "c", &["vg0", "missing"])?;
+    request(&space, "c", "1073741825")?;
+    nothing_left(&space)?;
+    space.delete_pod("p")?;
+    space.pod_with_claim("p", Some("n1"), "c")?;
+    space.ready("p")?;
+    ensure!(volume_size(cluster, "n1", &pv)? == 1 << 30);
+    n1.sh("lvremove -qq -y vg0/filler")?;
     space.end()
 }
