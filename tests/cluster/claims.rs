@@ -19,7 +19,7 @@ const STATEFULSET: &str = include_str!("../../deploy/examples/statefulset.yaml")
 
 fn statefulset(cluster: &Cluster) -> Result<()> {
     cluster.apply(STATEFULSET)?;
-    cluster.kubectl(["rollout", "status", "statefulset/db", "--timeout=180s"])?;
+    cluster.kubectl(["rollout", "status", "statefulset/db", "--timeout=300s"])?;
     let space = Space { cluster, name: "default" };
     let mut nodes = BTreeSet::new();
     for ordinal in 0..3 {
@@ -48,7 +48,7 @@ fn statefulset(cluster: &Cluster) -> Result<()> {
     space.exec("db-1", "echo kept > /data/file && sync")?;
     let before = text(&space.get("pod db-1")?, "/metadata/uid").to_owned();
     space.delete_pod("db-1")?;
-    cluster.kubectl(["rollout", "status", "statefulset/db", "--timeout=180s"])?;
+    cluster.kubectl(["rollout", "status", "statefulset/db", "--timeout=300s"])?;
     space.ready("db-1")?;
     ensure!(text(&space.get("pod db-1")?, "/metadata/uid") != before);
     ensure!(space.exec("db-1", "cat /data/file")? == "kept");
@@ -61,7 +61,7 @@ fn statefulset(cluster: &Cluster) -> Result<()> {
     let pvs: Vec<String> =
         volumes.iter().map(|c| Ok(text(&space.volume_of(c)?, "/metadata/name").to_owned())).collect::<Result<_>>()?;
     for claim in volumes {
-        space.kubectl(&["delete", "pvc", claim, "--timeout=120s"])?;
+        space.kubectl(&["delete", "pvc", claim, "--timeout=240s"])?;
     }
     for pv in &pvs {
         cluster.wait(&format!("pv/{pv}"), "delete", lvprov_tests::objects::LONG)?;
@@ -115,12 +115,12 @@ fn retain(cluster: &Cluster) -> Result<()> {
     let pv = text(&space.volume_of("c")?, "/metadata/name").to_owned();
     ensure!(text(&space.volume_of("c")?, "/spec/persistentVolumeReclaimPolicy") == "Retain");
     space.delete_pod("p")?;
-    space.kubectl(&["delete", "pvc", "c", "--timeout=60s"])?;
+    space.kubectl(&["delete", "pvc", "c", "--timeout=240s"])?;
     cluster.wait(&format!("pv/{pv}"), "jsonpath={.status.phase}=Released", lvprov_tests::objects::LONG)?;
     std::thread::sleep(std::time::Duration::from_secs(3));
     ensure!(volume_size(cluster, "n2", &pv)? == 64 << 20, "the volume is not what it was");
     // An admin who deletes the PV keeps the volume; gc lists it.
-    cluster.kubectl(["delete", "pv", &pv, "--timeout=60s"])?;
+    cluster.kubectl(["delete", "pv", &pv, "--timeout=240s"])?;
     ensure!(volume_size(cluster, "n2", &pv)? == 64 << 20);
     cluster.node("n2")?.run(["lvremove", "-qq", "-y", &format!("vg0/{pv}")])?;
     space.end()
@@ -138,7 +138,7 @@ fn force_delete(cluster: &Cluster) -> Result<()> {
     let device = format!("/dev/vg0/{pv}");
     node.sh(&format!("mkdir -p /mnt/held && mount {device} /mnt/held && echo precious > /mnt/held/file"))?;
     space.kubectl(&["delete", "pod", "p", "--force", "--grace-period=0"])?;
-    space.kubectl(&["delete", "pvc", "c", "--timeout=60s"])?;
+    space.kubectl(&["delete", "pvc", "c", "--timeout=240s"])?;
     cluster.wait(&format!("pv/{pv}"), "jsonpath={.status.phase}=Released", lvprov_tests::objects::LONG)?;
     cluster
         .wait_event("default", "PersistentVolume", &pv, lvprov_tests::objects::LONG, |e| e.message.contains("in use"))
@@ -159,7 +159,7 @@ fn pv_deleted_first(cluster: &Cluster) -> Result<()> {
     cluster.kubectl(["delete", "pv", &pv, "--wait=false"])?;
     space.exec("p", "echo still > /v0/file")?;
     space.delete_pod("p")?;
-    space.kubectl(&["delete", "pvc", "c", "--timeout=60s"])?;
+    space.kubectl(&["delete", "pvc", "c", "--timeout=240s"])?;
     cluster.wait(&format!("pv/{pv}"), "delete", lvprov_tests::objects::LONG)?;
     ensure!(volumes_on(cluster, "n1", "claim=pvfirst/c")?.is_empty());
     space.end()

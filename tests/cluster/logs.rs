@@ -13,7 +13,7 @@ const DEPLOYMENT: &str = include_str!("../../deploy/examples/deployment-logs.yam
 fn deployment(cluster: &Cluster) -> Result<()> {
     let space = Space { cluster, name: "default" };
     cluster.apply(DEPLOYMENT)?;
-    cluster.kubectl(["rollout", "status", "deployment/web", "--timeout=180s"])?;
+    cluster.kubectl(["rollout", "status", "deployment/web", "--timeout=300s"])?;
     let pods = space.get("pods -l app=web")?;
     let mut by_node: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for pod in pods["items"].as_array().into_iter().flatten() {

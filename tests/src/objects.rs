@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use xtask::testbed::Cluster;
 
 /// Long enough for anything on a busy machine of two cores.
-pub const LONG: Duration = Duration::from_secs(120);
+pub const LONG: Duration = Duration::from_secs(240);
 
 /// A namespace of a test's own, with its objects; gone, with them, when the
 /// test calls [`Space::end`].
@@ -27,7 +27,7 @@ impl<'a> Space<'a> {
 
     /// Deletes the namespace and waits until all in it has gone.
     pub fn end(self) -> Result<()> {
-        self.cluster.kubectl(["delete", "namespace", self.name, "--timeout=120s"])?;
+        self.cluster.kubectl(["delete", "namespace", self.name, "--timeout=240s"])?;
         Ok(())
     }
 
@@ -82,7 +82,7 @@ impl<'a> Space<'a> {
 
     /// Deletes a pod and waits until it has gone.
     pub fn delete_pod(&self, name: &str) -> Result<()> {
-        self.kubectl(&["delete", "pod", name, "--timeout=120s"])?;
+        self.kubectl(&["delete", "pod", name, "--timeout=240s"])?;
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use crate::setup::binaries;
 
 /// Where lvprov is installed.
 pub const NAMESPACE: &str = "lvprov-system";
-const ROLLOUT_LIMIT: Duration = Duration::from_secs(120);
+const ROLLOUT_LIMIT: Duration = Duration::from_secs(240);
 
 impl Cluster {
     /// Imports the image, makes certificates, applies `deploy/manifests`, and
