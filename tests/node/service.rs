@@ -57,7 +57,7 @@ impl<'a> Service<'a> {
         let begun = Instant::now();
         // It answers only after its first report.
         while !service.call(&["watch", "1"]).is_ok_and(|answers| answers[0]["vg"] == "vg0") {
-            if begun.elapsed() > Duration::from_secs(30) {
+            if begun.elapsed() > Duration::from_secs(90) {
                 bail!("the node service does not answer:\n{}", node.read_file(LOG).unwrap_or_default());
             }
             sleep(Duration::from_millis(100));
@@ -108,7 +108,7 @@ impl<'a> Service<'a> {
             if now == free {
                 return Ok(());
             }
-            ensure!(begun.elapsed() < Duration::from_secs(10), "{now} B are reported as free, not {free} B");
+            ensure!(begun.elapsed() < Duration::from_secs(60), "{now} B are reported as free, not {free} B");
             sleep(Duration::from_millis(100));
         }
     }
