@@ -147,7 +147,7 @@ impl Lvm {
         }
         let uuid = identity::log_uuid(place.namespace, place.volume);
         let superblock = match filesystem::superblock(&node) {
-            Ok(Some(superblock)) if superblock.complete => superblock,
+            Ok(Some(superblock)) if superblock.complete && superblock.uuid == uuid => superblock,
             Ok(_) => self.prepare_log(place, lock, &node, create)?,
             Err(error) if error.kind() == ErrorKind::NotFound => self.prepare_log(place, lock, &node, create)?,
             Err(error) => return Err(io("read", &node)(error)),
