@@ -227,7 +227,16 @@ impl Lvm {
     /// Mounts every log volume of this node that is not mounted, so that
     /// shippers find it again after a reboot. Gives what could not be mounted.
     pub fn mount_logs(&self, volumes: &[LogicalVolume]) -> Vec<LogError> {
-        volumes.iter().filter_map(|lv| self.mount_log(lv)?.err()).collect()
+        let mount = |lv: &LogicalVolume| -> Option<Result<(), LogError>> {
+            Some(self.mount_log(lv)?.and_then(|_| {
+                // Formatted, and cut off before that was noted.
+                if lv.new {
+                    self.no_longer_new(&lv.vg, &lv.name)?
+                }
+                Ok(())
+            }))
+        };
+        volumes.iter().filter_map(|lv| mount(lv)?.err()).collect()
     }
 
     /// None: not a log volume.
