@@ -20,7 +20,6 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// The node's report after a change has ended by then.
 const SETTLE: Duration = Duration::from_secs(2);
 const DRIVER: &str = "/usr/libexec/kubernetes/kubelet-plugins/volume/exec/lvprov.io~lvm/lvm";
-const CLAIM_UID: &str = "0f0e7f0a-1111-4222-8333-00000000b33c";
 /// So many claims at once.
 const AT_ONCE: usize = 20;
 
@@ -30,9 +29,12 @@ pub struct BenchCommand {
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
-    /// How many claims, one after the other.
+    /// How many claims, one after the other; 0 here and below leaves out that part.
     #[arg(long, default_value_t = 12)]
     claims: usize,
+    /// How often twenty claims at once.
+    #[arg(long, default_value_t = 3)]
+    bursts: usize,
     /// How many mounts.
     #[arg(long, default_value_t = 40)]
     mounts: usize,
@@ -81,10 +83,19 @@ fn measure(cluster: &Cluster, command: &BenchCommand) -> Result<(Value, Vec<Row>
         node: cluster.node(NODE)?,
         timeline: cluster.timeline(&["pods", "persistentvolumeclaims", "persistentvolumes"]),
     };
-    let mut rows = step("Claims, one after the other", || bench.claims(command.claims))?;
-    rows.extend(step("Claims, all at once", || bench.claims_at_once())?);
-    rows.extend(step("Mounts", || bench.mounts(command.mounts))?);
-    rows.extend(step("Pods", || bench.pods(command.pods))?);
+    let mut rows = Vec::new();
+    let stages: [(&str, &dyn Fn() -> Result<Vec<Row>>); 4] = [
+        ("Claims, one after the other", &|| bench.claims(command.claims)),
+        ("Claims, all at once", &|| bench.claims_at_once(command.bursts)),
+        ("Mounts", &|| bench.mounts(command.mounts)),
+        ("Pods", &|| bench.pods(command.pods)),
+    ];
+    for (what, stage) in stages {
+        let measured = step(what, stage)?;
+        // Here too, in case that a later stage fails.
+        measured.iter().for_each(|row| say(row.line()));
+        rows.extend(measured);
+    }
     Ok((bench.machine()?, rows))
 }
 
@@ -97,6 +108,19 @@ struct Row {
 }
 
 impl Row {
+    fn line(&self) -> String {
+        let (ours, theirs) = (median(&self.ours), median(&self.theirs));
+        format!(
+            "{:<38} {:>28}   {:<22} {:>28}   {:>6.2}  {:>+9.1}",
+            self.what,
+            spread(&self.ours),
+            self.against,
+            spread(&self.theirs),
+            ours / theirs,
+            ours - theirs
+        )
+    }
+
     fn json(&self) -> Value {
         json!({
             "what": self.what, "median": median(&self.ours), "runs": self.ours,
@@ -122,16 +146,7 @@ fn print_table(machine: &Value, rows: &[Row]) {
     println!("binaries: {}; medians in milliseconds, (least to most), runs\n", text("profile"));
     println!("{:<38} {:>28}   {:<22} {:>28}   {:>6}  {:>9}", "", "lvprov", "", "without", "ratio", "more");
     for row in rows {
-        let (ours, theirs) = (median(&row.ours), median(&row.theirs));
-        println!(
-            "{:<38} {:>28}   {:<22} {:>28}   {:>6.2}  {:>+9.1}",
-            row.what,
-            spread(&row.ours),
-            row.against,
-            spread(&row.theirs),
-            ours / theirs,
-            ours - theirs
-        );
+        println!("{}", row.line());
     }
 }
 
@@ -159,6 +174,9 @@ impl Bench<'_> {
     }
 
     fn claims(&self, count: usize) -> Result<Vec<Row>> {
+        if count == 0 {
+            return Ok(Vec::new());
+        }
         let (mut to_volume, mut to_bound, mut bare) = (Vec::new(), Vec::new(), Vec::new());
         // The first round of each is not counted.
         for round in 0..=count {
@@ -195,9 +213,12 @@ impl Bench<'_> {
         ])
     }
 
-    fn claims_at_once(&self) -> Result<Vec<Row>> {
+    fn claims_at_once(&self, count: usize) -> Result<Vec<Row>> {
+        if count == 0 {
+            return Ok(Vec::new());
+        }
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-        for round in 0..3 {
+        for round in 0..count {
             let names: Vec<String> = (0..AT_ONCE).map(|number| format!("all-{round}-{number}")).collect();
             let mut all = || {
                 self.timeline.clear();
@@ -254,29 +275,35 @@ impl Bench<'_> {
     }
 
     fn mounts(&self, count: usize) -> Result<Vec<Row>> {
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        self.timeline.clear();
+        self.cluster.apply(&Self::claim("mounts", "1Gi"))?;
+        self.timeline.first("a bound claim", LIMIT, |object| is_bound(object, "mounts"))?;
+        let claim = self.cluster.get_json("-n default pvc mounts")?;
+        let uid = claim["metadata"]["uid"].as_str().context("a uid")?;
+        let volume = format!("pvc-{uid}");
+        // As kubelet would for a pod, but not below its root: it removes the
+        // directories of pods that it does not know.
         let pod = "0f0e7f0a-1111-4222-8333-0000000000b0";
-        let volume = format!("pvc-{CLAIM_UID}");
-        let directory = format!("/var/lib/kubelet/pods/{pod}/volumes/lvprov.io~lvm/{volume}");
+        let directory = format!("/run/bench/pods/{pod}/volumes/lvprov.io~lvm/{volume}");
         let call = json!({
-            "type": "data", "volumeGroup": "vg0", "logicalVolume": volume, "claimUID": CLAIM_UID,
+            "type": "data", "volumeGroup": "vg0", "logicalVolume": volume, "claimUID": uid,
             "kubernetes.io/fsType": "xfs", "kubernetes.io/readwrite": "rw", "kubernetes.io/pvOrVolumeName": volume,
             "kubernetes.io/pod.name": "bench", "kubernetes.io/pod.namespace": "default", "kubernetes.io/pod.uid": pod,
             "kubernetes.io/serviceAccount.name": "default",
         });
+        // Once to make the file system.
         self.node.sh(&format!(
-            "lvcreate -qq -y -W y -Z y -n {volume} -L 1g --addtag lvprov.io/kind=data \
-             --addtag lvprov.io/cluster={CLAIM_UID} --addtag lvprov.io/claim-uid={CLAIM_UID} \
-             --addtag lvprov.io/claim=default/bench vg0\n\
-             mkdir -p {directory}\n\
-             '{DRIVER}' mount {directory} '{call}' > /dev/null\n\
-             '{DRIVER}' unmount {directory} > /dev/null"
+            "mkdir -p {directory}; '{DRIVER}' mount {directory} '{call}'; '{DRIVER}' unmount {directory}"
         ))?;
         std::thread::sleep(SETTLE);
         // Within what is measured, the shell forks once for each step of either
         // side, and for nothing else. The directory is there before, as kubelet
         // has it.
         let script = format!(
-            "driver() {{ mkdir -p {directory}; a=${{EPOCHREALTIME/./}}; '{DRIVER}' mount {directory} '{call}' > /dev/null || exit 1\n\
+            "driver() {{ mkdir -p {directory}; a=${{EPOCHREALTIME/./}}; '{DRIVER}' mount {directory} '{call}' > /run/bench.out || {{ cat /run/bench.out >&2; exit 1; }}\n\
              b=${{EPOCHREALTIME/./}}; '{DRIVER}' unmount {directory} > /dev/null || exit 1\n\
              c=${{EPOCHREALTIME/./}}; echo driver $((b - a)) $((c - b)); }}\n\
              bare() {{ mkdir -p {directory}; a=${{EPOCHREALTIME/./}}; mount -t xfs /dev/vg0/{volume} {directory} > /dev/null || exit 1\n\
@@ -286,7 +313,8 @@ impl Bench<'_> {
              for ((i = 0; i < {count}; i += 2)); do driver; bare; bare; driver; done"
         );
         let printed = self.node.run(["bash", "-c", &script])?;
-        self.node.sh(&format!("rmdir {directory} || true; lvremove -qq -y vg0/{volume}"))?;
+        self.node.sh(&format!("rm -d -f {directory}"))?;
+        self.remove_claims(&["mounts".to_owned()])?;
         let column = |side: &str, column: usize| -> Result<Vec<f64>> {
             let lines = printed.lines().filter(|line| line.starts_with(side));
             let micros =
@@ -312,6 +340,9 @@ impl Bench<'_> {
     }
 
     fn pods(&self, count: usize) -> Result<Vec<Row>> {
+        if count == 0 {
+            return Ok(Vec::new());
+        }
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         for round in 0..=count {
             let mut with_claim = || {
