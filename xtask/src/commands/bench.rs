@@ -84,7 +84,7 @@ fn measure(cluster: &Cluster, command: &BenchCommand) -> Result<(Value, Vec<Row>
         timeline: cluster.timeline(&["pods", "persistentvolumeclaims", "persistentvolumes"]),
     };
     let mut rows = Vec::new();
-    let stages: [(&str, &dyn Fn() -> Result<Vec<Row>>); 4] = [
+    let stages: [(&str, Stage<'_>); 4] = [
         ("Claims, one after the other", &|| bench.claims(command.claims)),
         ("Claims, all at once", &|| bench.claims_at_once(command.bursts)),
         ("Mounts", &|| bench.mounts(command.mounts)),
@@ -98,6 +98,9 @@ fn measure(cluster: &Cluster, command: &BenchCommand) -> Result<(Value, Vec<Row>
     }
     Ok((bench.machine()?, rows))
 }
+
+/// A part of the benchmark.
+type Stage<'a> = &'a dyn Fn() -> Result<Vec<Row>>;
 
 /// One thing measured, and what it is measured against.
 struct Row {
