@@ -84,7 +84,7 @@ fn guests_do_not_write_to_this_machine() -> Result<()> {
 
 fn prepare_disk(node: &Node) -> Result<()> {
     node.sh("lvcreate -q -L 1G -n a vg0; mkfs.xfs -q /dev/vg0/a; mkdir /a; mount /dev/vg0/a /a; \
-         echo kept > /a/kept; echo kept > /root/kept; sync; echo lost > /a/lost")?;
+         echo kept > /a/kept; echo kept > /srv/kept; sync; echo lost > /a/lost")?;
     Ok(())
 }
 
@@ -96,7 +96,7 @@ fn a_power_cut_keeps_what_was_synced() -> Result<()> {
     node.power_on()?;
     ensure!(node.exec(["mountpoint", "-q", "/a"])?.status != 0, "what was mounted still is");
     node.sh("mount /dev/vg0/a /a")?;
-    ensure!(node.read_file("/a/kept")? == "kept" && node.read_file("/root/kept")? == "kept");
+    ensure!(node.read_file("/a/kept")? == "kept" && node.read_file("/srv/kept")? == "kept");
     ensure!(node.exec(["cat", "/a/lost"])?.stdout != "lost\n", "what was in memory only is there");
     Ok(())
 }
@@ -106,7 +106,7 @@ fn a_reboot_keeps_what_was_written() -> Result<()> {
     prepare_disk(&node)?;
     node.reboot()?;
     node.sh("mount /dev/vg0/a /a")?;
-    ensure!(node.read_file("/a/lost")? == "lost" && node.read_file("/root/kept")? == "kept");
+    ensure!(node.read_file("/a/lost")? == "lost" && node.read_file("/srv/kept")? == "kept");
     Ok(())
 }
 
