@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::guest::{GUEST_LOGS, GuestOptions};
 
 /// Kernel modules of every guest, and those that only Kubernetes needs.
-const MODULES: &str = "overlay dm-mod dm-thin-pool dm-snapshot dm-raid xfs";
+const MODULES: &str = "overlay dm-mod dm-thin-pool dm-snapshot dm-raid xfs quota_v2";
 const CLUSTER_MODULES: &str = "veth bridge";
 
 /// Where the agent of a guest listens.
