@@ -73,11 +73,25 @@ impl PodPath {
     }
 }
 
+impl PodPath {
+    /// The pod's containers that have been started so far: kubelet makes a
+    /// directory for each. Bounded, since it ends up in an index.
+    pub fn containers(&self) -> Vec<String> {
+        let Some(pod) = self.path.ancestors().nth(3) else { return Vec::new() };
+        let Ok(entries) = std::fs::read_dir(pod.join("containers")) else { return Vec::new() };
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let mut names: Vec<String> = names.filter(|name| PodName::parse(name).is_ok()).take(64).collect();
+        names.sort_unstable();
+        names
+    }
+}
+
 /// The options of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CallOptions(BTreeMap<String, String>);
 
 impl CallOptions {
+    /// Takes a JSON object of strings and nothing else.
     pub fn parse(argument: &OsString) -> Result<Self, CallError> {
         let text = argument.to_str().ok_or_else(|| CallError::Json("not UTF-8".to_owned()))?;
         serde_json::from_str(text).map(Self).map_err(|error| CallError::Json(error.to_string()))
@@ -96,6 +110,7 @@ impl CallOptions {
             .map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
+    /// Whether the pod may only read.
     pub fn read_only(&self) -> Result<bool, CallError> {
         match self.kubelet("kubernetes.io/readwrite")? {
             "rw" => Ok(false),
@@ -104,10 +119,12 @@ impl CallOptions {
         }
     }
 
+    /// Namespace of the pod.
     pub fn namespace(&self) -> Result<Namespace, CallError> {
         Ok(Namespace::parse(self.kubelet("kubernetes.io/pod.namespace")?)?)
     }
 
+    /// Name of the pod.
     pub fn pod(&self) -> Result<PodName, CallError> {
         Ok(PodName::parse(self.kubelet("kubernetes.io/pod.name")?)?)
     }
@@ -152,6 +169,18 @@ mod tests {
         ] {
             assert!(PodPath::parse(OsStr::new(bad)).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn containers_are_those_that_have_a_directory() {
+        let root = tempfile::tempdir().unwrap();
+        let pod = root.path().join("pods/u1");
+        for container in ["app", "sidecar"] {
+            std::fs::create_dir_all(pod.join("containers").join(container)).unwrap();
+        }
+        let path = PodPath::parse(pod.join("volumes/d/v").as_os_str()).unwrap();
+        assert_eq!(path.containers(), ["app", "sidecar"]);
+        assert!(PodPath::parse(OsStr::new("/k/pods/u/volumes/d/v")).unwrap().containers().is_empty());
     }
 
     #[test]

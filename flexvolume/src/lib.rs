@@ -1,14 +1,20 @@
 //! From a call of kubelet's to an answer.
 
 mod call;
+mod log;
 mod options;
 mod verbs;
 
+use crate::log::Line;
+use crate::verbs::Called;
+use lvm::config::NodeConfig;
 use serde::Serialize;
 use std::ffi::OsString;
+use std::panic::AssertUnwindSafe;
+use std::time::Instant;
 
-pub use call::{CallError, PodPath};
-pub use options::{Options, OptionsError};
+pub use call::{CallError, CallOptions, PodPath};
+pub use options::{LogOptions, Options, OptionsError};
 
 /// The driver's answer, as kubelet reads it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -83,15 +89,35 @@ pub fn answer(args: &[OsString]) -> Answer {
                 .to_owned(),
         );
     };
-    let rest = &args[1..];
-    let done = match verb.to_str() {
+    let work: Verb = match verb.to_str() {
         // No lock, no file, no child: kubelet stops all volume work of the node meanwhile.
         Some("init") => return Answer::init(),
-        Some("mount") => verbs::mount(rest).map_err(|error| error.to_string()),
-        Some("unmount") => verbs::unmount(rest).map_err(|error| error.to_string()),
-        Some("expandfs") => verbs::expandfs(rest).map_err(|error| error.to_string()),
+        Some("mount") => ("mount", |args, called, line| verbs::mount(args, called, line).map_err(|e| e.to_string())),
+        Some("unmount") => {
+            ("unmount", |args, called, line| verbs::unmount(args, called, line).map_err(|e| e.to_string()))
+        }
+        Some("expandfs") => {
+            ("expandfs", |args, called, line| verbs::expandfs(args, called, line).map_err(|e| e.to_string()))
+        }
         _ => return Answer::not_supported(&verb.to_string_lossy().chars().take(40).collect::<String>()),
     };
+    run(work, &args[1..])
+}
+
+/// A verb's name, and what it does.
+type Verb = (&'static str, fn(&[OsString], Called, &mut Line) -> Result<(), String>);
+
+fn run((verb, work): Verb, args: &[OsString]) -> Answer {
+    let at = Instant::now();
+    let config = NodeConfig::load();
+    let log_config = config.as_ref().cloned().unwrap_or_default();
+    let mut line = Line { verb, ..Line::default() };
+    // Here and not only in `main`: a panic has to be in the log as well.
+    let done = std::panic::catch_unwind(AssertUnwindSafe(|| work(args, Called { at, config }, &mut line)))
+        .unwrap_or_else(|_| Err("internal error: the driver panicked; please report it".to_owned()));
+    line.failure = done.as_ref().err().cloned();
+    line.took = at.elapsed();
+    log::write(&log_config, &line);
     match done {
         Ok(()) => Answer::success(),
         Err(message) => Answer::failure(message),

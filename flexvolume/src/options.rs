@@ -1,13 +1,17 @@
 //! The user's options, parsed into what is to be done.
 
+use lvm::config::LogLimits;
+use lvm::duration::{DurationError, parse_duration};
 use lvm::filesystem::{FsTypeError, MountOptionError, MountOptions};
+use lvm::logs::Ownership;
+use lvm::logs::template::{Template, TemplateError};
+use lvm::mounts::BindOptions;
 use lvm::names::{ClaimUid, LogVolumeName, LvName, NameError, VgName};
+use lvm::quota;
 use lvm::size::{QuantityError, human, parse_quantity};
+use nix::mount::MsFlags;
 use std::collections::BTreeMap;
 use std::time::Duration;
-
-/// Kept this long after its last use, where the options do not say.
-const DEFAULT_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Options that were refused.
 #[derive(Debug, thiserror::Error)]
@@ -54,8 +58,25 @@ pub enum OptionsError {
         rule: &'static str,
     },
     /// A retention that is no time.
-    #[error("option retention is {0:?}; it must be a time such as 90s, 30m, 24h or 7d")]
-    Retention(String),
+    #[error("option retention: {0}")]
+    Retention(#[from] DurationError),
+    /// A number of files that is none.
+    #[error("option inodes is {0:?}; it must be a number of files, 16 at least, such as 5000 or 10k")]
+    Inodes(String),
+    /// An owner that is none.
+    #[error("option owner is {0:?}; it must be a user id, or a user and a group id, such as 1000 or 1000:2000")]
+    Owner(String),
+    /// A mode that is none.
+    #[error("option mode is {0:?}; it must be three or four octal digits such as 0750, without set-user-id")]
+    Mode(String),
+    /// A mount option that log volumes do not have.
+    #[error(
+        "mount option {0:?} is not served for log volumes; served are exec, noatime, nodiratime, relatime and strictatime. nodev and nosuid always apply, and noexec where exec is not asked for"
+    )]
+    LogMountOption(String),
+    /// A name for the directory that is none.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
     /// A name that is not valid.
     #[error(transparent)]
     Name(#[from] NameError),
@@ -82,29 +103,46 @@ pub enum Options {
         mount: MountOptions,
     },
     /// A pod's directory of a log volume.
-    Log {
-        /// Volume group, where it is not the node's default.
-        vg: Option<VgName>,
-        /// The log volume.
-        volume: LogVolumeName,
-        /// Bytes of the volume, at least.
-        size: u64,
-        /// Bytes of the pod's directory, at most.
-        quota: u64,
-        /// How long the directory is kept.
-        retention: Duration,
-    },
+    Log(LogOptions),
+}
+
+/// What the user asks for of a log volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogOptions {
+    /// Volume group, where it is not the node's default.
+    pub vg: Option<VgName>,
+    /// The log volume.
+    pub volume: LogVolumeName,
+    /// Bytes of the volume, at least.
+    pub size: u64,
+    /// Bytes of the pod's directory, at most.
+    pub quota: u64,
+    /// Files in the pod's directory, at most.
+    pub files: u64,
+    /// How long the directory is kept.
+    pub retention: Duration,
+    /// Name of the directory.
+    pub sub_path: Template,
+    /// Owner of the directory.
+    pub owner: Ownership,
+    /// Mode of the directory.
+    pub mode: Option<u32>,
+    /// How it is mounted; whether only for reading is kubelet's to say.
+    pub mount: BindOptions,
 }
 
 const DATA: &str = "volumeGroup, logicalVolume, claimUID";
 const DATA_TAKES: &str = "volumeGroup, logicalVolume, claimUID and mountOptions";
 const LOG: &str = "volume, size and quota";
-const LOG_TAKES: &str = "volume, size, quota, retention and volumeGroup";
+const LOG_TAKES: &str = "volume, size, quota, inodes, retention, volumeGroup, subPath, owner, mode and mountOptions";
+/// A directory with less than this is of no use to anybody.
+const LEAST_FILES: u64 = 16;
 
 impl Options {
-    /// Parses the user's options. Nothing unknown is passed over: it may be a
+    /// Parses the user's options; `limits` are the node's, whose defaults count
+    /// where the user does not say. Nothing unknown is passed over: it may be a
     /// quota with a typing error.
-    pub fn parse<'a>(user: impl Iterator<Item = (&'a str, &'a str)>) -> Result<Self, OptionsError> {
+    pub fn parse<'a>(user: impl Iterator<Item = (&'a str, &'a str)>, limits: &LogLimits) -> Result<Self, OptionsError> {
         let mut options: BTreeMap<&str, &str> = user.collect();
         let kind = options.remove("type").unwrap_or("");
         let (kind, needs, takes) = match kind {
@@ -123,11 +161,26 @@ impl Options {
             }
         } else {
             let volume = LogVolumeName::parse(need("volume", take("volume"))?)?;
-            let size = size("size", need("size", take("size"))?)?;
-            let quota = size_of_quota(need("quota", take("quota"))?, size)?;
-            let retention = take("retention").map_or(Ok(DEFAULT_RETENTION), duration)?;
-            let vg = take("volumeGroup").map(VgName::parse).transpose()?;
-            Self::Log { vg, volume, size, quota, retention }
+            let size = match (take("size"), limits.default_size) {
+                (None, Some(default)) => default,
+                (text, _) => size("size", need("size", text)?)?,
+            };
+            let quota = match (take("quota"), limits.default_quota) {
+                (None, Some(default)) => default.min(size),
+                (text, _) => size_of_quota(need("quota", text)?, size)?,
+            };
+            Self::Log(LogOptions {
+                vg: take("volumeGroup").map(VgName::parse).transpose()?,
+                volume,
+                size,
+                quota,
+                files: take("inodes").map_or(Ok(quota::files_for(quota)), files)?,
+                retention: take("retention").map_or(Ok(limits.default_retention), parse_duration)?,
+                sub_path: take("subPath").map_or(Ok(Template::default()), str::parse)?,
+                owner: take("owner").map_or(Ok(Ownership::default()), owner)?,
+                mode: take("mode").map(mode).transpose()?,
+                mount: log_mount(take("mountOptions").unwrap_or(""))?,
+            })
         };
         match options.keys().next() {
             None => Ok(parsed),
@@ -152,21 +205,47 @@ fn size_of_quota(text: &str, of: u64) -> Result<u64, OptionsError> {
     Ok(bytes)
 }
 
-fn duration(text: &str) -> Result<Duration, OptionsError> {
-    let refuse = || OptionsError::Retention(text.chars().take(40).collect());
-    let split = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(refuse)?;
-    let (number, unit) = text.split_at(split);
-    let scale = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 24 * 3600,
-        _ => return Err(refuse()),
+fn shown(text: &str) -> String {
+    text.chars().take(40).collect()
+}
+
+fn files(text: &str) -> Result<u64, OptionsError> {
+    let number = parse_quantity(text).ok().filter(|number| (LEAST_FILES..=u64::from(u32::MAX)).contains(number));
+    number.ok_or_else(|| OptionsError::Inodes(shown(text)))
+}
+
+fn owner(text: &str) -> Result<Ownership, OptionsError> {
+    let refuse = || OptionsError::Owner(shown(text));
+    // The last id means "leave it" to chown(2), and a sign is none of a number's.
+    let id = |text: &str| {
+        let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        text.parse::<u32>().ok().filter(|id| digits && *id != u32::MAX).ok_or_else(refuse)
     };
-    let number: u64 = number.parse().map_err(|_| refuse())?;
-    // A hundred years: far from any overflow of a time.
-    let seconds = number.checked_mul(scale).filter(|s| *s <= 100 * 365 * 24 * 3600).ok_or_else(refuse)?;
-    Ok(Duration::from_secs(seconds))
+    let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
+    Ok(Ownership { user: Some(id(user)?), group: group.map(id).transpose()? })
+}
+
+fn mode(text: &str) -> Result<u32, OptionsError> {
+    let octal = (3..=4).contains(&text.len()) && text.bytes().all(|b| (b'0'..=b'7').contains(&b));
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| octal && mode & 0o4000 == 0);
+    mode.ok_or_else(|| OptionsError::Mode(shown(text)))
+}
+
+fn log_mount(text: &str) -> Result<BindOptions, OptionsError> {
+    let mut options = BindOptions::default();
+    for word in text.split(',').map(str::trim).filter(|word| !word.is_empty()) {
+        match word {
+            "exec" => options.exec = true,
+            "noatime" => options.access_times |= MsFlags::MS_NOATIME,
+            "nodiratime" => options.access_times |= MsFlags::MS_NODIRATIME,
+            "relatime" => options.access_times |= MsFlags::MS_RELATIME,
+            "strictatime" => options.access_times |= MsFlags::MS_STRICTATIME,
+            // As it is in any case.
+            "nodev" | "nosuid" => {}
+            other => return Err(OptionsError::LogMountOption(shown(other))),
+        }
+    }
+    Ok(options)
 }
 
 #[cfg(test)]
@@ -175,7 +254,14 @@ mod tests {
     use proptest::prelude::*;
 
     fn parse(options: &[(&str, &str)]) -> Result<Options, OptionsError> {
-        Options::parse(options.iter().copied())
+        Options::parse(options.iter().copied(), &LogLimits::default())
+    }
+
+    fn log(options: &[(&str, &str)]) -> LogOptions {
+        match parse(options).unwrap() {
+            Options::Log(log) => log,
+            data => panic!("{data:?}"),
+        }
     }
 
     const LOG_OPTIONS: [(&str, &str); 4] =
@@ -183,9 +269,41 @@ mod tests {
 
     #[test]
     fn a_log_volume_as_the_readme_writes_it() {
-        let Options::Log { vg, volume, size, quota, retention } = parse(&LOG_OPTIONS).unwrap() else { panic!() };
-        assert_eq!((vg, volume.as_str(), size, quota), (None, "web-logs", 1 << 30, 100 << 20));
-        assert_eq!(retention, DEFAULT_RETENTION);
+        let log = log(&LOG_OPTIONS);
+        assert_eq!((log.vg, log.volume.as_str(), log.size, log.quota), (None, "web-logs", 1 << 30, 100 << 20));
+        assert_eq!((log.files, log.retention), (6400, LogLimits::default().default_retention));
+        assert_eq!((log.owner, log.mode, log.mount), (Ownership::default(), None, BindOptions::default()));
+    }
+
+    #[test]
+    fn all_that_a_log_volume_takes() {
+        let mut options = LOG_OPTIONS.to_vec();
+        options.extend([
+            ("inodes", "10k"),
+            ("retention", "72h"),
+            ("volumeGroup", "slow"),
+            ("subPath", "{pod}_{uid}"),
+            ("owner", "1000:2000"),
+            ("mode", "2750"),
+            ("mountOptions", "exec, noatime"),
+        ]);
+        let log = log(&options);
+        assert_eq!((log.files, log.retention), (10_000, Duration::from_secs(72 * 3600)));
+        assert_eq!(log.owner, Ownership { user: Some(1000), group: Some(2000) });
+        assert_eq!((log.mode, log.sub_path), (Some(0o2750), "{pod}_{uid}".parse().unwrap()));
+        assert_eq!(log.mount, BindOptions { exec: true, access_times: MsFlags::MS_NOATIME, read_only: false });
+    }
+
+    #[test]
+    fn the_nodes_defaults_count_where_the_pod_does_not_say() {
+        let limits = LogLimits { default_size: Some(1 << 30), default_quota: Some(2 << 30), ..LogLimits::default() };
+        let options = [("type", "log"), ("volume", "web-logs")];
+        let Options::Log(log) = Options::parse(options.into_iter(), &limits).unwrap() else { panic!() };
+        // A default quota never asks for more than the volume has.
+        assert_eq!((log.size, log.quota), (1 << 30, 1 << 30));
+        let more = options.into_iter().chain([("size", "4Gi")]);
+        let Options::Log(log) = Options::parse(more, &limits).unwrap() else { panic!() };
+        assert_eq!((log.size, log.quota), (4 << 30, 2 << 30));
     }
 
     #[test]
@@ -215,6 +333,24 @@ mod tests {
             ("retention", "99999999999d"),
             ("volumeGroup", "-y"),
             ("qouta", "1Gi"),
+            ("inodes", "0"),
+            ("inodes", "many"),
+            ("inodes", "5G"),
+            ("owner", "root"),
+            ("owner", ""),
+            ("owner", "1:"),
+            ("owner", ":1"),
+            ("owner", "+1"),
+            ("owner", "4294967295"),
+            ("mode", "4755"),
+            ("mode", "75"),
+            ("mode", "0o75"),
+            ("mode", "888"),
+            ("subPath", "../{pod}"),
+            ("subPath", "all"),
+            ("mountOptions", "dev"),
+            ("mountOptions", "suid"),
+            ("mountOptions", "remount"),
             ("type", "tmp"),
         ] {
             let mut options = LOG_OPTIONS.to_vec();
@@ -235,19 +371,17 @@ mod tests {
         assert!(matches!(parse(&more), Err(OptionsError::MountOption(_))));
     }
 
-    #[test]
-    fn times() {
-        for (text, seconds) in [("0s", 0), ("90s", 90), ("30m", 1800), ("24h", 86400), ("7d", 604_800)] {
-            assert_eq!(duration(text).unwrap(), Duration::from_secs(seconds));
-        }
-    }
-
     proptest! {
         #[test]
         fn any_options_are_taken_or_refused(key in "[a-zA-Z]{0,12}", value in "\\PC{0,30}") {
             let mut options = LOG_OPTIONS.to_vec();
             options.push((&key, &value));
             let _ = parse(&options);
+        }
+
+        #[test]
+        fn any_owner_and_mode_is_taken_or_refused(text in "[0-9:+-]{0,12}") {
+            let _ = (owner(&text), mode(&text), files(&text));
         }
     }
 }

@@ -133,6 +133,7 @@ pub struct Runner {
     log: Option<PathBuf>,
     cgroup: Option<PathBuf>,
     limit: Duration,
+    deadline: Option<Instant>,
 }
 
 impl Default for Runner {
@@ -144,7 +145,7 @@ impl Default for Runner {
 impl Runner {
     /// `log`: where each run is written down, if anywhere.
     pub fn new(log: Option<PathBuf>) -> Self {
-        Self { log, cgroup: None, limit: LIMIT }
+        Self { log, cgroup: None, limit: LIMIT, deadline: None }
     }
 
     /// Lets mutating commands run in the cgroup (v2) at `directory`, so that
@@ -154,6 +155,21 @@ impl Runner {
     pub fn in_cgroup(mut self, directory: &Path) -> Self {
         self.cgroup = Some(directory.to_owned());
         self
+    }
+
+    /// Waits for no child beyond this moment.
+    pub fn until(mut self, deadline: Instant) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+
+    /// How long may be waited for something that takes `at_most`, before the
+    /// deadline or for ever.
+    pub(crate) fn patience(&self, at_most: Duration) -> Duration {
+        match self.deadline {
+            Some(deadline) => deadline.saturating_duration_since(Instant::now()).min(at_most),
+            None => at_most,
+        }
     }
 
     /// The cgroup, to be written to; made where it is not there.
@@ -219,7 +235,7 @@ impl Runner {
         let start = Instant::now();
         let mut child = command.spawn().map_err(failed)?;
         let pid = child.id();
-        let status = wait(&mut child, self.limit).map_err(failed)?;
+        let status = wait(&mut child, self.patience(self.limit)).map_err(failed)?;
         self.write_down(kind, &shown, status, start);
         let Some(status) = status else {
             // Its end is taken note of, so that no zombie stays.

@@ -1,8 +1,12 @@
 //! The node's own settings, shared by the driver and the node service.
 
-use crate::names::VgName;
+use crate::duration::parse_duration;
+use crate::names::{NodeName, VgName};
+use crate::size::parse_quantity;
 use serde::Deserialize;
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Where [`NodeConfig::load`] looks.
 pub const CONFIG_PATH: &str = "/etc/lvprov/node.json";
@@ -16,9 +20,80 @@ pub struct NodeConfig {
     pub more_volume_groups: Vec<VgName>,
     /// Directory below which log volumes are mounted. Default `/var/log/lvprov`.
     pub log_root: PathBuf,
+    /// What `{node}` of a subPath stands for. Default: the host's name.
+    pub node_name: Option<NodeName>,
+    /// What log volumes may be, and are where a pod does not say.
+    pub logs: LogLimits,
+    /// After this time a call of the driver gives up. Default 60 s.
+    pub deadline: Duration,
+    /// What becomes of a file system that the kernel refuses as damaged.
+    pub repair: Repair,
+    /// What the driver writes to its log.
+    pub log_level: LogLevel,
+    /// File that the driver's log goes to, instead of the journal or syslog.
+    pub log_file: Option<PathBuf>,
     /// File to which one JSON line is written for each child process run
     /// (see [`crate::command`]). Default: none.
     pub command_log: Option<PathBuf>,
+}
+
+/// Defaults and bounds of log volumes. `None`: no default, no bound.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogLimits {
+    /// Bytes of a volume whose pod does not say.
+    pub default_size: Option<u64>,
+    /// Bytes of a directory whose pod does not say.
+    pub default_quota: Option<u64>,
+    /// How long a directory is kept whose pod does not say. Default 7 days.
+    pub default_retention: Duration,
+    /// Bytes that a volume may be made with or grown to.
+    pub max_size: Option<u64>,
+    /// Bytes that all volumes of a namespace may have together on this node.
+    pub max_per_namespace: Option<u64>,
+    /// How long a directory may be kept.
+    pub max_retention: Option<Duration>,
+}
+
+impl Default for LogLimits {
+    fn default() -> Self {
+        Self {
+            default_size: None,
+            default_quota: None,
+            default_retention: Duration::from_secs(7 * 24 * 3600),
+            max_size: None,
+            max_per_namespace: None,
+            max_retention: None,
+        }
+    }
+}
+
+/// Whether a damaged file system is repaired. A journal is replayed in any
+/// case: that is the kernel's doing, and no repair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Repair {
+    /// It is left as it is, and the Event says so.
+    #[default]
+    Never,
+    /// What its tool repairs without throwing anything away, or asking, is
+    /// repaired before the mount is tried once more: e2fsck(8) with `-p`,
+    /// xfs_repair(8) without `-L`.
+    Safe,
+}
+
+/// How much the driver writes to its log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Nothing.
+    Off,
+    /// Calls that failed.
+    Error,
+    /// Calls that changed something, too.
+    #[default]
+    Info,
+    /// Every call but `init`.
+    Debug,
 }
 
 /// The configuration file cannot be used.
@@ -33,7 +108,7 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// It is not the JSON that is expected.
-    #[error("{path} is not valid: {reason}; known keys: volumeGroup, moreVolumeGroups, logRoot, commandLog")]
+    #[error("{path} is not valid: {reason}")]
     Invalid {
         /// The file.
         path: String,
@@ -48,8 +123,29 @@ struct File {
     volume_group: Option<String>,
     more_volume_groups: Vec<String>,
     log_root: Option<PathBuf>,
+    node_name: Option<String>,
+    log_volumes: LogVolumes,
+    deadline: Option<String>,
+    repair: Repair,
+    log_level: LogLevel,
+    log_file: Option<PathBuf>,
     command_log: Option<PathBuf>,
 }
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct LogVolumes {
+    default_size: Option<String>,
+    default_quota: Option<String>,
+    default_retention: Option<String>,
+    max_size: Option<String>,
+    max_per_namespace: Option<String>,
+    max_retention: Option<String>,
+}
+
+/// A driver's call needs some time, and kubelet waits for two minutes at most
+/// before it complains.
+const DEADLINES: std::ops::RangeInclusive<Duration> = Duration::from_secs(5)..=Duration::from_secs(600);
 
 impl Default for NodeConfig {
     fn default() -> Self {
@@ -80,22 +176,70 @@ impl NodeConfig {
 
     fn from_file(file: File, shown: &str) -> Result<Self, ConfigError> {
         let invalid = |reason: String| ConfigError::Invalid { path: shown.to_owned(), reason };
-        let volume_group =
-            VgName::parse(file.volume_group.as_deref().unwrap_or("vg0")).map_err(|error| invalid(error.to_string()))?;
+        let group = |name: &str| VgName::parse(name).map_err(|error| invalid(error.to_string()));
         let log_root = file.log_root.unwrap_or_else(|| PathBuf::from("/var/log/lvprov"));
-        for path in [Some(&log_root), file.command_log.as_ref()].into_iter().flatten() {
+        for path in [Some(&log_root), file.command_log.as_ref(), file.log_file.as_ref()].into_iter().flatten() {
             if !path.is_absolute() || path.components().any(|c| c == std::path::Component::ParentDir) {
                 return Err(invalid(format!("{} is not an absolute path without ..", path.display())));
             }
         }
-        let more = file.more_volume_groups.iter().map(|name| VgName::parse(name));
-        let more_volume_groups = more.collect::<Result<_, _>>().map_err(|error| invalid(error.to_string()))?;
-        Ok(Self { volume_group, more_volume_groups, log_root: without_links(&log_root), command_log: file.command_log })
+        let set = Reader { shown };
+        let logs = file.log_volumes;
+        let retention = set.time("logVolumes.defaultRetention", logs.default_retention)?;
+        let deadline = set.time("deadline", file.deadline)?.unwrap_or(Duration::from_secs(60));
+        if !DEADLINES.contains(&deadline) {
+            return Err(invalid("deadline must be from 5s to 10m".to_owned()));
+        }
+        Ok(Self {
+            volume_group: group(file.volume_group.as_deref().unwrap_or("vg0"))?,
+            more_volume_groups: file.more_volume_groups.iter().map(|name| group(name)).collect::<Result<_, _>>()?,
+            log_root: without_links(&log_root),
+            node_name: set.parsed("nodeName", file.node_name, NodeName::parse)?,
+            logs: LogLimits {
+                default_size: set.bytes("logVolumes.defaultSize", logs.default_size)?,
+                default_quota: set.bytes("logVolumes.defaultQuota", logs.default_quota)?,
+                default_retention: retention.unwrap_or(LogLimits::default().default_retention),
+                max_size: set.bytes("logVolumes.maxSize", logs.max_size)?,
+                max_per_namespace: set.bytes("logVolumes.maxPerNamespace", logs.max_per_namespace)?,
+                max_retention: set.time("logVolumes.maxRetention", logs.max_retention)?,
+            },
+            deadline,
+            repair: file.repair,
+            log_level: file.log_level,
+            log_file: file.log_file,
+            command_log: file.command_log,
+        })
     }
 
     /// The volume groups that pods may carve log volumes from.
     pub fn open_groups(&self) -> impl Iterator<Item = &VgName> {
         std::iter::once(&self.volume_group).chain(&self.more_volume_groups)
+    }
+}
+
+/// Reads single settings, and names the one that is wrong.
+struct Reader<'a> {
+    shown: &'a str,
+}
+
+impl Reader<'_> {
+    fn parsed<T, E: fmt::Display>(
+        &self,
+        key: &str,
+        text: Option<String>,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Result<Option<T>, ConfigError> {
+        let invalid =
+            |error: E| ConfigError::Invalid { path: self.shown.to_owned(), reason: format!("{key}: {error}") };
+        text.map(|text| parse(&text).map_err(invalid)).transpose()
+    }
+
+    fn bytes(&self, key: &str, text: Option<String>) -> Result<Option<u64>, ConfigError> {
+        self.parsed(key, text, parse_quantity)
+    }
+
+    fn time(&self, key: &str, text: Option<String>) -> Result<Option<Duration>, ConfigError> {
+        self.parsed(key, text, parse_duration)
     }
 }
 
@@ -136,6 +280,37 @@ mod tests {
         assert_eq!(config.command_log, None);
         let config = load(r#"{"volumeGroup":"fast","moreVolumeGroups":["slow"]}"#).unwrap();
         assert_eq!(config.open_groups().map(VgName::as_str).collect::<Vec<_>>(), ["fast", "slow"]);
+    }
+
+    #[test]
+    fn bounds_are_read_with_their_units() {
+        let config = load(
+            r#"{"deadline":"30s","repair":"safe","logLevel":"debug","nodeName":"n1","logVolumes":{"defaultSize":"1Gi",
+                "defaultQuota":"100Mi","maxSize":"20Gi","maxPerNamespace":"50Gi","maxRetention":"30d"}}"#,
+        );
+        let config = config.unwrap();
+        assert_eq!(config.deadline, Duration::from_secs(30));
+        assert_eq!((config.repair, config.log_level), (Repair::Safe, LogLevel::Debug));
+        let logs = config.logs;
+        assert_eq!((logs.default_size, logs.default_quota), (Some(1 << 30), Some(100 << 20)));
+        assert_eq!((logs.max_size, logs.max_per_namespace), (Some(20 << 30), Some(50 << 30)));
+        assert_eq!(logs.max_retention, Some(Duration::from_secs(30 * 86400)));
+        assert_eq!(logs.default_retention, LogLimits::default().default_retention);
+    }
+
+    #[test]
+    fn a_wrong_setting_is_named() {
+        for (text, word) in [
+            (r#"{"logVolumes":{"maxSize":"lots"}}"#, "logVolumes.maxSize"),
+            (r#"{"logVolumes":{"maxsize":"1Gi"}}"#, "maxsize"),
+            (r#"{"logVolumes":{"defaultRetention":"1w"}}"#, "logVolumes.defaultRetention"),
+            (r#"{"deadline":"1s"}"#, "deadline"),
+            (r#"{"nodeName":"a/b"}"#, "nodeName"),
+            (r#"{"repair":"force"}"#, "force"),
+        ] {
+            let error = load(text).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! Data volumes on their node: mounting one for a pod, growing one.
 
 use crate::command::CommandError;
+use crate::config::CONFIG_PATH;
 use crate::filesystem::{self, BlankError, FsType, MountOptions, Superblock};
 use crate::identity::{self, Owner};
 use crate::lock::{Lock, LockError};
 use crate::mounts;
 use crate::names::{ClaimUid, LvName, Namespace, VgName};
 use crate::report::ReportError;
-use crate::volume::{ExtendError, Lvm, PATIENCE, device};
+use crate::volume::{ExtendError, Lvm, device};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -78,7 +79,7 @@ pub enum PublishDataError {
         target: String,
     },
     /// The kernel refused the mount.
-    #[error("cannot mount {vg}/{lv} ({fs}) at {target}: {source}. If the file system is damaged, look at the kernel's log and repair it by hand ({repair})", repair = if *.fs == FsType::Xfs { "xfs_repair" } else { "e2fsck" })]
+    #[error("cannot mount {vg}/{lv} ({fs}) at {target}: {source}. If the file system is damaged, look at the kernel's log and repair it by hand ({repair}), or let the node do so (repair in {CONFIG_PATH})", repair = if *.fs == FsType::Xfs { "xfs_repair" } else { "e2fsck" })]
     Mount {
         /// The group.
         vg: VgName,
@@ -169,8 +170,8 @@ impl Lvm {
                 _ => Err(PublishDataError::TargetTaken { target: request.target.display().to_string() }),
             };
         }
-        match filesystem::superblock(&node) {
-            Ok(Some(superblock)) if superblock.complete => self.mount_data(request, &node, superblock),
+        match filesystem::superblock(&self.runner, &node) {
+            Ok(Some(superblock)) if superblock.complete => self.mount_data(request, &node, superblock, None),
             Ok(_) => self.prepare_data(request, &node),
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.prepare_data(request, &node),
             Err(error) => Err(at_path(&node)(error)),
@@ -186,7 +187,14 @@ impl Lvm {
         }
     }
 
-    fn mount_data(&self, request: &PublishData, node: &Path, found: Superblock) -> Result<(), PublishDataError> {
+    /// `lock`: that of the volume, where it is held already.
+    fn mount_data(
+        &self,
+        request: &PublishData,
+        node: &Path,
+        found: Superblock,
+        lock: Option<&Lock>,
+    ) -> Result<(), PublishDataError> {
         if found.uuid != identity::data_uuid(&request.namespace, &request.claim_uid) {
             return Err(Self::not_the_claims(request));
         }
@@ -202,7 +210,16 @@ impl Lvm {
         let data = request.options.data.join(",");
         // The file system itself always for writing: other pods may have it
         // mounted so, and only this mount of it is made read-only.
-        let mut result = mounts::mount_device(node, &request.target, found.fs.as_str(), request.options.flags, &data);
+        let mount = || mounts::mount_device(node, &request.target, found.fs.as_str(), request.options.flags, &data);
+        let mut result = mount();
+        if let Err(error) = &result
+            && self.may_repair(error)
+        {
+            let taken = if lock.is_none() { Some(Lock::volume(&request.lv, self.patience())?) } else { None };
+            if let Some(lock) = lock.or(taken.as_ref()) {
+                result = self.mount_repairing(lock, node, found.fs, mount);
+            }
+        }
         if request.read_only {
             result = result.and_then(|()| mounts::make_read_only_or_unmount(&request.target));
         }
@@ -218,7 +235,7 @@ impl Lvm {
     /// The slow road: not active, or without a file system yet.
     fn prepare_data(&self, request: &PublishData, node: &Path) -> Result<(), PublishDataError> {
         // Of this volume only: others may be formatted meanwhile.
-        let lock = Lock::volume(&request.lv, PATIENCE)?;
+        let lock = Lock::volume(&request.lv, self.patience())?;
         let Some(found) = self.find(&request.vg, &request.lv)? else {
             return Err(PublishDataError::Missing { vg: request.vg.clone(), lv: request.lv.clone() });
         };
@@ -227,11 +244,11 @@ impl Lvm {
             _ => return Err(Self::not_the_claims(request)),
         }
         if !found.active || !node.exists() {
-            self.activate(&mut Lock::volume_group(&request.vg, PATIENCE)?, &request.vg, &request.lv)?;
+            self.activate(&mut Lock::volume_group(&request.vg, self.patience())?, &request.vg, &request.lv)?;
         }
         let uuid = identity::data_uuid(&request.namespace, &request.claim_uid);
         // A second look: another call may have done all this while we waited.
-        let superblock = match filesystem::superblock(node).map_err(at_path(node))? {
+        let superblock = match filesystem::superblock(&self.runner, node).map_err(at_path(node))? {
             Some(superblock) if superblock.complete => superblock,
             unfinished => {
                 // Ours, but its mkfs was cut off: nobody has ever written to it.
@@ -239,7 +256,7 @@ impl Lvm {
                 if !again {
                     // Two proofs: nothing that anybody would know, and our own mark.
                     filesystem::prove_blank(&self.runner, node)?;
-                    if !filesystem::is_new(node, uuid).map_err(at_path(node))? {
+                    if !filesystem::is_new(&self.runner, node, uuid).map_err(at_path(node))? {
                         return Err(PublishDataError::NotNew {
                             vg: request.vg.clone(),
                             lv: request.lv.clone(),
@@ -251,7 +268,7 @@ impl Lvm {
                 Superblock { fs: request.fs, uuid, complete: true }
             }
         };
-        self.mount_data(request, node, superblock)
+        self.mount_data(request, node, superblock, Some(&lock))
     }
 
     /// Grows a mounted data volume and its file system to at least `size`

@@ -1,12 +1,13 @@
 //! File systems: what is on a device, making one, growing one.
 
 use crate::command::{CommandError, Kind, Runner};
+use crate::device;
 use nix::mount::MsFlags;
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use uuid::Uuid;
 
@@ -122,27 +123,12 @@ pub struct Superblock {
 
 /// Reads the superblock of the device. None: neither XFS nor ext4, which does
 /// not mean that it is blank.
-pub fn superblock(device: &Path) -> io::Result<Option<Superblock>> {
+pub fn superblock(runner: &Runner, device: &Path) -> io::Result<Option<Superblock>> {
     let mut head = [0; 2048];
-    let file = File::open(device)?;
-    refuse_suspended(&file)?;
-    match file.read_exact_at(&mut head, 0) {
+    match device::read_head(runner, device, &mut head) {
         Ok(()) => Ok(decode_superblock(&head)),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
         Err(error) => Err(error),
-    }
-}
-
-/// Reading a suspended device would wait until somebody resumes it.
-fn refuse_suspended(device: &File) -> io::Result<()> {
-    let number = device.metadata()?.rdev();
-    let path = format!("/sys/dev/block/{}:{}/dm/suspended", libc::major(number), libc::minor(number));
-    match std::fs::read(path) {
-        Ok(text) if text.starts_with(b"1") => Err(io::Error::new(
-            io::ErrorKind::ResourceBusy,
-            "the device is suspended; if it stays so, resume it (dmsetup resume)",
-        )),
-        _ => Ok(()),
     }
 }
 
@@ -163,11 +149,9 @@ pub fn mark_new(device: &Path, uuid: Uuid) -> io::Result<()> {
 }
 
 /// Whether the device bears the mark of a new volume with this UUID.
-pub fn is_new(device: &Path, uuid: Uuid) -> io::Result<bool> {
+pub fn is_new(runner: &Runner, device: &Path, uuid: Uuid) -> io::Result<bool> {
     let mut sector = [0; 32];
-    let file = File::open(device)?;
-    refuse_suspended(&file)?;
-    file.read_exact_at(&mut sector, 0)?;
+    device::read_head(runner, device, &mut sector)?;
     Ok(sector[..16] == *NEW && sector[16..] == *uuid.as_bytes())
 }
 
@@ -219,8 +203,7 @@ pub enum BlankError {
 pub fn prove_blank(runner: &Runner, device: &Path) -> Result<(), BlankError> {
     // blkid says "nothing found" of a device that it cannot read, too.
     let mut head = vec![0; 1 << 20];
-    File::open(device)
-        .and_then(|file| file.read_exact_at(&mut head, 0))
+    device::read_head(runner, device, &mut head)
         .map_err(|source| BlankError::Unreadable { device: device.display().to_string(), source })?;
     let args = ["--probe".as_ref(), "--output".as_ref(), "export".as_ref(), device.as_os_str()];
     let done = runner.run(Kind::Tool, "blkid", &args, None)?;
@@ -301,10 +284,13 @@ mod tests {
         let uuid = Uuid::from_u128(0x0f0e_7f0a_1111_8222_8333_4444_5555_6666);
         for (fs, quota) in [(FsType::Xfs, false), (FsType::Ext4, false), (FsType::Ext4, true)] {
             let file = image(fs.minimum_size());
-            assert_eq!(superblock(file.path()).unwrap(), None);
+            assert_eq!(superblock(&Runner::default(), file.path()).unwrap(), None);
             prove_blank(&Runner::default(), file.path()).unwrap();
             make(&Runner::default(), file.as_file().as_fd(), file.path(), fs, uuid, quota, false).unwrap();
-            assert_eq!(superblock(file.path()).unwrap(), Some(Superblock { fs, uuid, complete: true }));
+            assert_eq!(
+                superblock(&Runner::default(), file.path()).unwrap(),
+                Some(Superblock { fs, uuid, complete: true })
+            );
             let error = prove_blank(&Runner::default(), file.path()).unwrap_err().to_string();
             assert!(error.contains(fs.as_str()) && error.contains("wipefs"), "{error}");
         }
@@ -315,14 +301,14 @@ mod tests {
         let uuid = Uuid::from_u128(7);
         for fs in [FsType::Xfs, FsType::Ext4] {
             let file = image(fs.minimum_size());
-            assert!(!is_new(file.path(), uuid).unwrap());
+            assert!(!is_new(&Runner::default(), file.path(), uuid).unwrap());
             mark_new(file.path(), uuid).unwrap();
-            assert!(is_new(file.path(), uuid).unwrap());
-            assert!(!is_new(file.path(), Uuid::from_u128(8)).unwrap());
-            assert_eq!(superblock(file.path()).unwrap(), None);
+            assert!(is_new(&Runner::default(), file.path(), uuid).unwrap());
+            assert!(!is_new(&Runner::default(), file.path(), Uuid::from_u128(8)).unwrap());
+            assert_eq!(superblock(&Runner::default(), file.path()).unwrap(), None);
             prove_blank(&Runner::default(), file.path()).unwrap();
             make(&Runner::default(), file.as_file().as_fd(), file.path(), fs, uuid, false, false).unwrap();
-            assert!(!is_new(file.path(), uuid).unwrap(), "{fs}");
+            assert!(!is_new(&Runner::default(), file.path(), uuid).unwrap(), "{fs}");
         }
     }
 
@@ -346,7 +332,7 @@ mod tests {
     #[test]
     fn a_device_that_is_not_there_is_not_blank() {
         assert!(prove_blank(&Runner::default(), Path::new("/nonexistent")).is_err());
-        assert!(superblock(Path::new("/nonexistent")).is_err());
+        assert!(superblock(&Runner::default(), Path::new("/nonexistent")).is_err());
     }
 
     #[test]

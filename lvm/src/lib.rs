@@ -4,6 +4,8 @@
 pub mod command;
 pub mod config;
 pub mod data;
+pub mod device;
+pub mod duration;
 pub mod filesystem;
 pub mod identity;
 pub mod lock;
@@ -11,6 +13,7 @@ pub mod logs;
 pub mod mounts;
 pub mod names;
 pub mod quota;
+mod repair;
 pub mod report;
 pub mod size;
 pub mod volume;

@@ -9,7 +9,7 @@
 //! watches these files (inotify) and so learns of every change, also of those
 //! that the driver makes.
 
-use crate::names::{LvName, VgName};
+use crate::names::{LvName, Namespace, VgName};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -64,6 +64,13 @@ impl Lock {
     /// directories and end. Taken before the group's lock, never after it.
     pub fn volume(lv: &LvName, patience: Duration) -> Result<Self, LockError> {
         Self::take(&Path::new(DIRECTORY).join(format!("lv-{lv}.lock")), &format!("logical volume {lv}"), patience)
+    }
+
+    /// Locks what is shared by all log volumes of a namespace. Taken after a
+    /// volume's lock, before a group's.
+    pub fn namespace(namespace: &Namespace, patience: Duration) -> Result<Self, LockError> {
+        let path = Path::new(DIRECTORY).join(format!("ns-{namespace}.lock"));
+        Self::take(&path, &format!("the log volumes of namespace {namespace}"), patience)
     }
 
     fn take(path: &Path, what: &str, patience: Duration) -> Result<Self, LockError> {

@@ -1,5 +1,7 @@
 //! Mounts: what is mounted where, mounting, unmounting.
 
+use crate::Lvm;
+use crate::command::Runner;
 use crate::names::{LvName, VgName, split_dm_name};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::ffi::OsString;
@@ -128,27 +130,49 @@ pub fn mount_device(node: &Path, target: &Path, fs_type: &str, flags: MsFlags, d
     Ok(mount(Some(node), target, Some(fs_type), flags, data)?)
 }
 
-/// Mounts the open directory at `target`, and nowhere else: a path could have
-/// been exchanged meanwhile. Takes the flags of the mount it comes from.
-pub fn bind(directory: impl AsFd, target: &Path, read_only: bool) -> io::Result<()> {
-    let source = PathBuf::from(format!("/proc/self/fd/{}", directory.as_fd().as_raw_fd()));
-    mount(Some(&source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
-    if read_only { make_read_only_or_unmount(target) } else { Ok(()) }
+/// How a mount of a directory differs from the mount that the directory is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BindOptions {
+    /// Nothing can be written through it.
+    pub read_only: bool,
+    /// Programs on it can be run.
+    pub exec: bool,
+    /// One of `MS_NOATIME`, `MS_RELATIME`, `MS_STRICTATIME`, and
+    /// `MS_NODIRATIME`; empty: as the other mount.
+    pub access_times: MsFlags,
 }
 
-/// Makes a new mount read-only, or takes it away again: what stays mounted
-/// after a failure would be taken for ready.
+impl Default for BindOptions {
+    fn default() -> Self {
+        Self { read_only: false, exec: false, access_times: MsFlags::empty() }
+    }
+}
+
+/// Mounts the open directory at `target`, and nowhere else: a path could have
+/// been exchanged meanwhile.
+pub fn bind(directory: impl AsFd, target: &Path, options: BindOptions) -> io::Result<()> {
+    let source = PathBuf::from(format!("/proc/self/fd/{}", directory.as_fd().as_raw_fd()));
+    mount(Some(&source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    if options == BindOptions::default() { Ok(()) } else { change_or_unmount(target, options) }
+}
+
+/// Makes a new mount read-only, or takes it away again.
 pub(crate) fn make_read_only_or_unmount(target: &Path) -> io::Result<()> {
-    make_read_only(target).inspect_err(|_| {
+    change_or_unmount(target, BindOptions { read_only: true, ..BindOptions::default() })
+}
+
+/// What stays mounted after a failure would be taken for ready.
+fn change_or_unmount(target: &Path, options: BindOptions) -> io::Result<()> {
+    change(target, options).inspect_err(|_| {
         let _ = umount2(target, MntFlags::UMOUNT_NOFOLLOW);
     })
 }
 
-/// Makes one mount read-only, keeping its other flags; the file system itself
-/// stays as it is for others.
-fn make_read_only(target: &Path) -> io::Result<()> {
+/// Changes one mount, keeping its other flags; the file system itself stays as
+/// it is for others.
+fn change(target: &Path, options: BindOptions) -> io::Result<()> {
     let now = nix::sys::statvfs::statvfs(target)?.flags();
-    let mut flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+    let mut flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND;
     for (has, flag) in [
         (nix::sys::statvfs::FsFlags::ST_NODEV, MsFlags::MS_NODEV),
         (nix::sys::statvfs::FsFlags::ST_NOSUID, MsFlags::MS_NOSUID),
@@ -158,6 +182,14 @@ fn make_read_only(target: &Path) -> io::Result<()> {
         (nix::sys::statvfs::FsFlags::ST_RELATIME, MsFlags::MS_RELATIME),
     ] {
         flags.set(flag, now.contains(has));
+    }
+    flags.set(MsFlags::MS_RDONLY, options.read_only);
+    if options.exec {
+        flags.remove(MsFlags::MS_NOEXEC);
+    }
+    if !options.access_times.is_empty() {
+        flags.remove(MsFlags::MS_NOATIME | MsFlags::MS_NODIRATIME | MsFlags::MS_RELATIME);
+        flags |= options.access_times;
     }
     Ok(mount(None::<&str>, target, None::<&str>, flags, None::<&str>)?)
 }
@@ -176,6 +208,14 @@ pub enum UnmountError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// Its device hangs, and so would the unmount.
+    #[error("cannot unmount {target}: {source}; it is tried again")]
+    Device {
+        /// The mount point.
+        target: String,
+        /// What is wrong with the device.
+        source: io::Error,
+    },
     /// Something else is mounted further down.
     #[error("{below} is still mounted below {target}; unmount it first")]
     Below {
@@ -186,10 +226,20 @@ pub enum UnmountError {
     },
 }
 
+impl Lvm {
+    /// As [`unmount`].
+    pub fn unmount(&self, target: &Path) -> Result<Vec<Mount>, UnmountError> {
+        unmount(&self.runner, target)
+    }
+}
+
 /// Unmounts whatever is mounted at `target`, layer by layer, never lazily and
 /// never by force. Gives what was mounted, topmost first: nothing where nothing
 /// was. After success no mount is left at `target` or below it.
-pub fn unmount(target: &Path) -> Result<Vec<Mount>, UnmountError> {
+///
+/// Where the last mount of a file system goes, its device must answer first: an
+/// unmount(2) that waits for a hung disk could not be ended.
+pub fn unmount(runner: &Runner, target: &Path) -> Result<Vec<Mount>, UnmountError> {
     let mut gone = Vec::new();
     let mut attempts = 0;
     loop {
@@ -200,7 +250,18 @@ pub fn unmount(target: &Path) -> Result<Vec<Mount>, UnmountError> {
                 below: below.target.display().to_string(),
             });
         }
-        let Some(top) = mounts.into_iter().rfind(|m| m.target == target) else { return Ok(gone) };
+        let Some(top) = mounts.iter().rfind(|m| m.target == target).cloned() else { return Ok(gone) };
+        if mounts.iter().filter(|m| m.device == top.device).count() == 1
+            && let Some(node) = top.device_node()
+        {
+            match crate::device::probe(runner, &node) {
+                Err(source) if matches!(source.kind(), io::ErrorKind::TimedOut | io::ErrorKind::ResourceBusy) => {
+                    return Err(UnmountError::Device { target: target.display().to_string(), source });
+                }
+                // A disk that is broken or gone answers with an error, and so will the kernel.
+                _ => {}
+            }
+        }
         match umount2(target, MntFlags::UMOUNT_NOFOLLOW) {
             Ok(()) => gone.push(top),
             // Somebody else was faster: look again. If it is still listed, it
@@ -250,8 +311,8 @@ mod tests {
     #[test]
     fn unmounting_what_is_not_mounted_is_done_already() {
         let directory = tempfile::tempdir().unwrap();
-        assert_eq!(unmount(directory.path()).unwrap(), []);
-        assert_eq!(unmount(Path::new("/nonexistent/dir")).unwrap(), []);
+        assert_eq!(unmount(&Runner::default(), directory.path()).unwrap(), []);
+        assert_eq!(unmount(&Runner::default(), Path::new("/nonexistent/dir")).unwrap(), []);
     }
 
     #[test]

@@ -95,6 +95,26 @@ name!(
     "1 to 63 of a-z 0-9 -, beginning and ending with a letter or digit", is_label
 );
 
+name!(
+    /// Name of a directory in a log volume.
+    DirectoryName, "directory name",
+    "1 to 253 of a-z A-Z 0-9 - _ ., beginning with a letter or digit",
+    |v| (1..=253).contains(&v.len())
+        && v.as_bytes()[0].is_ascii_alphanumeric()
+        && v.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+);
+name!(
+    /// Name of a Kubernetes node (RFC 1123 subdomain).
+    NodeName, "node name", "1 to 253 of a-z 0-9 - ., beginning and ending with a letter or digit", is_subdomain
+);
+
+impl From<&PodName> for DirectoryName {
+    /// What is a pod's name can be a directory's.
+    fn from(pod: &PodName) -> Self {
+        Self(pod.0.clone())
+    }
+}
+
 fn is_lvm_name(value: &str) -> bool {
     (1..=127).contains(&value.len())
         && !value.starts_with(['-', '.'])

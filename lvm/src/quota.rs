@@ -55,13 +55,17 @@ pub fn project(directory: impl AsFd) -> io::Result<u32> {
     Ok(attributes.projid)
 }
 
-/// Use and hard limit of a project, in bytes; a limit of 0 means none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Use and hard limits of a project; a limit of 0 means none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Usage {
     /// Bytes in use.
     pub used: u64,
-    /// The hard limit.
+    /// The hard limit in bytes.
     pub limit: u64,
+    /// Files, directories and links in use.
+    pub files: u64,
+    /// The hard limit of their number.
+    pub files_limit: u64,
 }
 
 /// Bytes of quota for each file: what mke2fs(8) reckons with. Files take room
@@ -70,29 +74,40 @@ const BYTES_PER_FILE: u64 = 16 << 10;
 /// So many files are always allowed.
 const LEAST_FILES: u64 = 256;
 
+/// The number of files that goes with a quota, where nobody says: one for each
+/// 16 KiB, 256 at least.
+pub fn files_for(bytes: u64) -> u64 {
+    (bytes / BYTES_PER_FILE).max(LEAST_FILES)
+}
+
 /// Sets the hard limits of a project: bytes, rounded down to 1 KiB but never to
-/// none, and files in proportion (one for each 16 KiB, 256 at least). `device`:
-/// the block device of the mounted file system.
-pub fn set_limit(device: &Path, project: u32, bytes: u64) -> io::Result<()> {
+/// none, and the number of files. `device`: the block device of the mounted
+/// file system.
+pub fn set_limit(device: &Path, project: u32, bytes: u64, files: u64) -> io::Result<()> {
     // quotactl(2) counts limits in units of 1 KiB.
     let blocks = (bytes / 1024).max(1);
     let mut limits = dqblk();
     limits.dqb_bhardlimit = blocks;
     limits.dqb_bsoftlimit = blocks;
-    limits.dqb_ihardlimit = (bytes / BYTES_PER_FILE).max(LEAST_FILES);
+    limits.dqb_ihardlimit = files;
     limits.dqb_isoftlimit = limits.dqb_ihardlimit;
     limits.dqb_valid = libc::QIF_BLIMITS | libc::QIF_ILIMITS;
     quotactl(libc::Q_SETQUOTA, device, project, &mut limits)
 }
 
-/// Use and limit of a project; both 0 where nothing is known of it yet.
+/// Use and limits of a project; all 0 where nothing is known of it yet.
 pub fn usage(device: &Path, project: u32) -> io::Result<Usage> {
     // The kernel gives ENOENT for a missing device and for an unknown project alike.
     std::fs::metadata(device)?;
     let mut limits = dqblk();
     match quotactl(libc::Q_GETQUOTA, device, project, &mut limits) {
-        Ok(()) => Ok(Usage { used: limits.dqb_curspace, limit: limits.dqb_bhardlimit.saturating_mul(1024) }),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT)) => Ok(Usage { used: 0, limit: 0 }),
+        Ok(()) => Ok(Usage {
+            used: limits.dqb_curspace,
+            limit: limits.dqb_bhardlimit.saturating_mul(1024),
+            files: limits.dqb_curinodes,
+            files_limit: limits.dqb_ihardlimit,
+        }),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT)) => Ok(Usage::default()),
         Err(error) => Err(error),
     }
 }
@@ -132,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_file_system_without_quotas_says_so() {
-        assert!(set_limit(Path::new("/nonexistent"), 1000, 1 << 20).is_err());
+        assert!(set_limit(Path::new("/nonexistent"), 1000, 1 << 20, 256).is_err());
         assert!(usage(Path::new("/nonexistent"), 1000).is_err());
     }
 }

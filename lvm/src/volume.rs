@@ -12,12 +12,12 @@ use crate::names::{LvName, VgName, dm_name};
 use crate::report::{self, LogicalVolume, ReportError, VolumeGroup};
 use crate::size::{human, round_up};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 /// How long a caller waits for another writer of the same volume group. kubelet
 /// sets no time limit, and its peers wait two minutes for an answer.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// LVM on this node.
 #[derive(Debug)]
@@ -205,6 +205,17 @@ impl Lvm {
         Self { config, runner }
     }
 
+    /// With a deadline: no lock and no child process is waited for any longer.
+    pub fn until(mut self, deadline: Instant) -> Self {
+        self.runner = self.runner.until(deadline);
+        self
+    }
+
+    /// How long a lock is waited for.
+    pub(crate) fn patience(&self) -> Duration {
+        self.runner.patience(PATIENCE)
+    }
+
     fn report(&self, command: &str, fields: &str, of: Option<&str>) -> Result<Vec<u8>, CommandError> {
         let mut args = vec![command];
         args.extend(report::FORMAT);
@@ -257,7 +268,7 @@ impl Lvm {
     /// where `extent_size` is known and nothing goes wrong.
     pub fn create_data(&self, request: &CreateData) -> Result<Created, CreateError> {
         let owner = Owner::Data(request.owner.clone());
-        let mut lock = Lock::volume_group(&request.vg, PATIENCE)?;
+        let mut lock = Lock::volume_group(&request.vg, self.patience())?;
         let extent = match request.extent_size {
             Some(extent) => extent,
             None => self.group(&request.vg)?.extent_size,
@@ -303,8 +314,9 @@ impl Lvm {
             self.activate(lock, &found.vg, &found.name)?;
         }
         let whole = || {
-            let superblock = filesystem::superblock(&node)?;
-            Ok(superblock.is_some_and(|superblock| superblock.uuid == uuid) || filesystem::is_new(&node, uuid)?)
+            let superblock = filesystem::superblock(&self.runner, &node)?;
+            Ok(superblock.is_some_and(|superblock| superblock.uuid == uuid)
+                || filesystem::is_new(&self.runner, &node, uuid)?)
         };
         whole().map_err(|source| CreateError::Device { device: node.display().to_string(), source })
     }
@@ -367,7 +379,7 @@ impl Lvm {
         name: &LvName,
         is_meant: impl FnOnce(&LogicalVolume) -> bool,
     ) -> Result<Deleted, DeleteError> {
-        let mut lock = Lock::volume_group(vg, PATIENCE)?;
+        let mut lock = Lock::volume_group(vg, self.patience())?;
         let Some(found) = self.find(vg, name)? else {
             // Either it is gone, or it is somebody's without our tags.
             return if device(vg, name).exists() {
@@ -397,7 +409,7 @@ impl Lvm {
         if has()? >= size {
             return Ok(());
         }
-        let mut lock = Lock::volume_group(vg, PATIENCE)?;
+        let mut lock = Lock::volume_group(vg, self.patience())?;
         let now = has()?;
         if now >= size {
             return Ok(());
@@ -433,7 +445,7 @@ impl Lvm {
 
     /// Takes the mark of a new volume off: from now on it is never formatted again.
     pub(crate) fn no_longer_new(&self, vg: &VgName, name: &LvName) -> Result<(), LogNewError> {
-        let mut lock = Lock::volume_group(vg, PATIENCE)?;
+        let mut lock = Lock::volume_group(vg, self.patience())?;
         let args = ["lvchange", "--yes", "--quiet", "--deltag", identity::NEW].map(str::to_owned);
         Ok(self.mutate(&mut lock, &[&args[..], &[format!("{vg}/{name}")]].concat())?)
     }

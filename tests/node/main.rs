@@ -3,8 +3,11 @@
 mod bad_input;
 mod counts;
 mod data;
+mod limits;
+mod log_options;
 mod logs;
 mod service;
+mod trouble;
 
 use anyhow::Result;
 use lvprov_tests::Test;
@@ -18,14 +21,31 @@ fn main() {
     tests.extend(bad_input::TESTS);
     tests.extend(counts::TESTS);
     tests.extend(data::TESTS);
+    tests.extend(limits::TESTS);
+    tests.extend(log_options::TESTS);
     tests.extend(logs::TESTS);
     tests.extend(service::TESTS);
+    tests.extend(trouble::TESTS);
     lvprov_tests::run(&tests, || {
         // Sparse: the tests leave their volumes behind.
         let node = Node::boot_with(NodeOptions { disks_gib: vec![100], ..NodeOptions::default() })?;
-        node.write_file("/etc/lvprov/node.json", format!(r#"{{"commandLog":"{COMMANDS}"}}"#))?;
+        configure(&node, "")?;
         Ok(node)
     })
+}
+
+/// Writes the node's configuration; `more` is further JSON of it.
+fn configure(node: &Node, more: &str) -> Result<()> {
+    let comma = if more.is_empty() { "" } else { "," };
+    node.write_file("/etc/lvprov/node.json", format!(r#"{{"commandLog":"{COMMANDS}"{comma}{more}}}"#))
+}
+
+/// Does something under another configuration of the node.
+fn configured(node: &Node, more: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    configure(node, more)?;
+    let done = work();
+    configure(node, "")?;
+    done
 }
 
 /// Makes a data volume as the node service does.

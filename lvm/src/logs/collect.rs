@@ -4,12 +4,12 @@ use super::directory::{
     GONE, PRIVATE, directory_names, empty_trash, is_bound, next_project, open_beneath, open_directory,
     private_directory, read_record,
 };
+use super::index::Index;
 use super::{CollectError, Directory, LogError, LogVolume, errno, io};
 use crate::identity::Owner;
 use crate::lock::Lock;
-use crate::names::{LogVolumeName, Namespace, PodName, VgName};
+use crate::names::{DirectoryName, LogVolumeName, Namespace, VgName};
 use crate::report::LogicalVolume;
-use crate::volume::PATIENCE;
 use crate::{Lvm, mounts, quota};
 use nix::fcntl::renameat;
 use std::ffi::OsStr;
@@ -45,17 +45,16 @@ impl Lvm {
         let root = open_directory(path)?;
         let mut directories = Vec::new();
         for name in directory_names(path)? {
-            let below = path.join(&name);
-            let Ok(directory) = open_beneath(&root, OsStr::new(&name)) else { continue };
+            let below = path.join(name.as_str());
+            let Ok(directory) = open_beneath(&root, OsStr::new(name.as_str())) else { continue };
             let project = quota::project(&directory).map_err(io("read the quota project of", &below))?;
             let usage = quota::usage(node, project).map_err(io("read the quota of", &below))?;
             directories.push(Directory {
-                mounted: is_bound(mounts, number, &name),
+                mounted: is_bound(mounts, number, name.as_str()),
                 record: read_record(&directory).ok().flatten(),
-                used: usage.used,
-                quota: usage.limit,
+                usage,
                 path: below,
-                name,
+                name: name.to_string(),
             });
         }
         Ok(directories)
@@ -68,13 +67,13 @@ impl Lvm {
         vg: &VgName,
         namespace: &Namespace,
         volume: &LogVolumeName,
-        name: &PodName,
+        name: &DirectoryName,
         pod_uid: Option<&str>,
     ) -> Result<(), CollectError> {
         let place = self.place(vg, namespace, volume);
         let path = place.path.join(name.as_str());
         let changed = |reason| CollectError::Changed { what: path.display().to_string(), reason };
-        let lock = Lock::volume(&place.lv, PATIENCE)?;
+        let lock = Lock::volume(&place.lv, self.patience())?;
         self.ensure_mounted(&place, &lock, None)?;
         let number = mounts::file_system_of(&place.path).map_err(io("look at", &place.path))?;
         let all = mounts::all().map_err(io("read the mounts above", &path))?;
@@ -97,6 +96,10 @@ impl Lvm {
         let number = next_project(&root).map_err(io("number what is removed from", &place.path))?;
         renameat(&root, name.as_str(), &private, format!("{GONE}{number}").as_str())
             .map_err(errno("move away", &path))?;
+        if let Some(mut index) = Index::load(&place.path) {
+            index.directories.remove(name.as_str());
+            let _ = index.store(&place.path);
+        }
         // A large tree takes its time; pods need not wait for it.
         drop(lock);
         empty_trash(&place.path.join(PRIVATE))?;
@@ -107,13 +110,13 @@ impl Lvm {
     pub fn collect_log(&self, vg: &VgName, namespace: &Namespace, volume: &LogVolumeName) -> Result<(), CollectError> {
         let place = self.place(vg, namespace, volume);
         let changed = |reason| CollectError::Changed { what: format!("{vg}/{}", place.lv), reason };
-        let lock = Lock::volume(&place.lv, PATIENCE)?;
+        let lock = Lock::volume(&place.lv, self.patience())?;
         match self.ensure_mounted(&place, &lock, None) {
             Ok(_) => {
                 if !directory_names(&place.path)?.is_empty() {
                     return Err(changed("it has directories again"));
                 }
-                mounts::unmount(&place.path)?;
+                self.unmount(&place.path)?;
             }
             Err(LogError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error.into()),
@@ -121,6 +124,7 @@ impl Lvm {
         let owner = Owner::Log { namespace: namespace.clone(), volume: volume.clone() };
         self.delete_if(vg, &place.lv, |found| found.owner == owner)?;
         // The empty mount point, and the namespace's directory if this was its last volume.
+        Index::remove(&place.path);
         let _ = fs::remove_dir(&place.path);
         if let Some(parent) = place.path.parent() {
             let _ = fs::remove_dir(parent);

@@ -2,7 +2,7 @@
 //! project, removed by way of the trash, and what is recorded of each.
 
 use super::{LogError, Record, errno, io as at};
-use crate::names::PodName;
+use crate::names::DirectoryName;
 use crate::{mounts, quota, xattr};
 use nix::fcntl::{OFlag, openat, renameat};
 use nix::sys::stat::{Mode, fchmod, mkdirat};
@@ -112,15 +112,15 @@ pub(super) fn empty_trash(private: &Path) -> Result<(), LogError> {
 }
 
 /// Names of the directories in a log volume that are pods'.
-pub(super) fn directory_names(path: &Path) -> Result<Vec<String>, LogError> {
+pub(super) fn directory_names(path: &Path) -> Result<Vec<DirectoryName>, LogError> {
     let mut names = Vec::new();
     for entry in fs::read_dir(path).map_err(at("list", path))? {
         let entry = entry.map_err(at("list", path))?;
         let name = entry.file_name();
         let is_directory = entry.file_type().map_err(at("list", path))?.is_dir();
-        // ext4 has a lost+found; a pod's name holds no +.
-        if let Some(name) = name.to_str().filter(|name| is_directory && PodName::parse(name).is_ok()) {
-            names.push(name.to_owned());
+        // ext4 has a lost+found; no name of ours holds a +.
+        if let Some(name) = name.to_str().filter(|_| is_directory).and_then(|name| DirectoryName::parse(name).ok()) {
+            names.push(name);
         }
     }
     names.sort_unstable();
@@ -136,18 +136,35 @@ pub(super) fn read_record(directory: impl AsFd) -> io::Result<Option<Record>> {
     Ok(xattr::get(directory, RECORD)?.and_then(|text| serde_json::from_slice(&text).ok()))
 }
 
+/// The records of all directories that have one.
+pub(super) fn records(path: &Path) -> Result<Vec<(DirectoryName, Record)>, LogError> {
+    each_record(path, |_, record| Ok(record))
+}
+
 /// Begins the retention of every directory anew.
-pub(super) fn touch_records(path: &Path) -> Result<(), LogError> {
+pub(super) fn touch_records(path: &Path) -> Result<Vec<(DirectoryName, Record)>, LogError> {
+    each_record(path, |directory, record| {
+        let record = Record { last_used: now(), ..record };
+        write_record(directory, &record)?;
+        Ok(record)
+    })
+}
+
+fn each_record(
+    path: &Path,
+    work: impl Fn(&OwnedFd, Record) -> io::Result<Record>,
+) -> Result<Vec<(DirectoryName, Record)>, LogError> {
     let root = open_directory(path)?;
+    let mut found = Vec::new();
     for name in directory_names(path)? {
-        let below = path.join(&name);
-        let Ok(directory) = open_beneath(&root, OsStr::new(&name)) else { continue };
+        let below = path.join(name.as_str());
+        let Ok(directory) = open_beneath(&root, OsStr::new(name.as_str())) else { continue };
         if let Some(record) = read_record(&directory).map_err(at("read the record of", &below))? {
-            let record = Record { last_used: now(), ..record };
-            write_record(&directory, &record).map_err(at("write the record of", &below))?;
+            let record = work(&directory, record).map_err(at("write the record of", &below))?;
+            found.push((name, record));
         }
     }
-    Ok(())
+    Ok(found)
 }
 
 pub(super) fn write_record(directory: impl AsFd, record: &Record) -> io::Result<()> {
@@ -180,7 +197,8 @@ mod tests {
         }
         fs::write(directory.path().join("file"), "").unwrap();
         symlink("/etc", directory.path().join("link")).unwrap();
-        assert_eq!(directory_names(directory.path()).unwrap(), ["web-a", "web-b"]);
+        let names = directory_names(directory.path()).unwrap();
+        assert_eq!(names.iter().map(DirectoryName::as_str).collect::<Vec<_>>(), ["web-a", "web-b"]);
     }
 
     #[test]
@@ -196,7 +214,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let root = File::open(directory.path()).unwrap();
         assert_eq!(read_record(&root).unwrap(), None);
-        let record = Record { pod_uid: "1111".to_owned(), retention: 60, last_used: 7, project: 1000 };
+        let record =
+            Record { pod_uid: "1111".to_owned(), pod: "web-a".to_owned(), retention: 60, last_used: 7, project: 1000 };
         write_record(&root, &record).unwrap();
         assert_eq!(read_record(&root).unwrap(), Some(record));
     }

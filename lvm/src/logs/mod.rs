@@ -7,17 +7,22 @@
 //! of the directory itself: it is made with it, goes with it, needs no file of
 //! its own, and pods cannot write it (`trusted.*`, xattr(7)).
 
+mod bounds;
 mod collect;
 mod directory;
+pub mod index;
 mod publish;
+pub mod template;
 
 use crate::Lvm;
 use crate::command::CommandError;
 use crate::config::CONFIG_PATH;
+use crate::duration::show_duration;
 use crate::filesystem::{BlankError, FsType};
 use crate::lock::LockError;
-use crate::mounts::UnmountError;
-use crate::names::{LogVolumeName, LvName, Namespace, PodName, PodUid, VgName};
+use crate::mounts::{BindOptions, UnmountError};
+use crate::names::{DirectoryName, LogVolumeName, LvName, Namespace, PodName, PodUid, VgName};
+use crate::quota::Usage;
 use crate::report::{LogicalVolume, ReportError};
 use crate::size::human;
 use crate::volume::{CreateError, DeleteError, ExtendError, LogNewError};
@@ -39,18 +44,39 @@ pub struct PublishLog {
     pub size: u64,
     /// Hard limit of the pod's directory in bytes.
     pub quota: u64,
+    /// Hard limit of the number of files in it.
+    pub files: u64,
     /// File system of a new volume.
     pub fs: FsType,
-    /// Name of the pod, and of its directory.
+    /// Name of the pod's directory.
+    pub directory: DirectoryName,
+    /// Name of the pod.
     pub pod: PodName,
     /// UID of the pod.
     pub pod_uid: PodUid,
+    /// Its containers, as far as they are known, for the index.
+    pub containers: Vec<String>,
     /// How long the directory is kept after its last use.
     pub retention: Duration,
-    /// Whether the pod may only read.
-    pub read_only: bool,
+    /// Owner of the directory. Where it is not said, a new one is root's, and
+    /// one that is there is left as it is.
+    pub owner: Ownership,
+    /// Mode of the directory. Where it is not said, a new one is open to all
+    /// (0777; only the pod gets there), and one that is there left as it is.
+    pub mode: Option<u32>,
+    /// How it is mounted.
+    pub mount: BindOptions,
     /// Where to mount it.
     pub target: PathBuf,
+}
+
+/// Who owns a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Ownership {
+    /// User id.
+    pub user: Option<u32>,
+    /// Group id.
+    pub group: Option<u32>,
 }
 
 /// What is written on a pod's directory.
@@ -59,6 +85,9 @@ pub struct PublishLog {
 pub struct Record {
     /// UID of the pod that used it last.
     pub pod_uid: String,
+    /// Name of that pod. Empty where it is not known: then it is the directory's.
+    #[serde(default)]
+    pub pod: String,
     /// Seconds that it is kept after its last use.
     pub retention: u64,
     /// When it was mounted or unmounted last, in seconds since 1970.
@@ -68,21 +97,34 @@ pub struct Record {
     pub project: u32,
 }
 
+impl Record {
+    /// When it may be removed, if it is not used again: seconds since 1970.
+    pub fn keep_until(&self) -> i64 {
+        self.last_used.saturating_add(i64::try_from(self.retention).unwrap_or(i64::MAX))
+    }
+}
+
 /// A pod's directory on a log volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Directory {
-    /// Its name, which is its pod's.
+    /// Its name.
     pub name: String,
     /// Its path on the node.
     pub path: PathBuf,
     /// What is known of it. None: unreadable.
     pub record: Option<Record>,
-    /// Bytes in use.
-    pub used: u64,
-    /// Its hard limit in bytes.
-    pub quota: u64,
+    /// What is in it, and may be.
+    pub usage: Usage,
     /// Whether it is mounted for a pod.
     pub mounted: bool,
+}
+
+impl Directory {
+    /// Name of its pod: where it is not recorded, the directory is named for it.
+    pub fn pod(&self) -> &str {
+        let recorded = self.record.as_ref().map(|record| record.pod.as_str());
+        recorded.filter(|pod| !pod.is_empty()).unwrap_or(&self.name)
+    }
 }
 
 /// A log volume and its directories.
@@ -118,6 +160,44 @@ pub enum LogError {
         quota: u64,
         /// Bytes of the volume.
         size: u64,
+    },
+    /// The size is past the node's bound.
+    #[error("a log volume may have {} on this node (logVolumes.maxSize in {CONFIG_PATH}); {} was asked for", human(*.bound), human(*.asked))]
+    SizeBound {
+        /// Bytes asked for.
+        asked: u64,
+        /// The bound in bytes.
+        bound: u64,
+    },
+    /// The namespace's volumes together are past the node's bound.
+    #[error("the log volumes of namespace {namespace} may have {} together on this node (logVolumes.maxPerNamespace in {CONFIG_PATH}) and have {}: {} are left, and {} more were asked for", human(*.bound), human(*.used), human(.bound.saturating_sub(*.used)), human(*.more))]
+    NamespaceBound {
+        /// The namespace.
+        namespace: Namespace,
+        /// Bytes that its volumes have.
+        used: u64,
+        /// Bytes that were asked for beyond that.
+        more: u64,
+        /// The bound in bytes.
+        bound: u64,
+    },
+    /// The retention is past the node's bound.
+    #[error("logs may be kept for {} on this node (logVolumes.maxRetention in {CONFIG_PATH}); {} was asked for", show_duration(*.bound), show_duration(*.asked))]
+    RetentionBound {
+        /// Time asked for.
+        asked: Duration,
+        /// The bound.
+        bound: Duration,
+    },
+    /// The directory is that of a pod with another name.
+    #[error(
+        "directory {path} belongs to pod {owner}; choose another subPath, or wait until its retention has ended and it is collected (lvprov gc)"
+    )]
+    OtherPods {
+        /// The directory.
+        path: String,
+        /// Name of its pod.
+        owner: String,
     },
     /// Something that is not the volume is in its place.
     #[error("{path} is taken by something that is not log volume {vg}/{lv}: {reason}")]

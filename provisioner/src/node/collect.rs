@@ -7,7 +7,7 @@ use lvm::identity::Owner;
 use lvm::lock::LockError;
 use lvm::logs::CollectError as LogsError;
 use lvm::mounts::{self, UnmountError};
-use lvm::names::{LogVolumeName, LvName, NameError, Namespace, PodName, VgName};
+use lvm::names::{DirectoryName, LogVolumeName, LvName, NameError, Namespace, VgName};
 use lvm::report::ReportError;
 use lvm::volume::{DeleteError, Deleted};
 use lvprov_proto::lvprov as wire;
@@ -113,7 +113,7 @@ enum What {
     Directory {
         namespace: Namespace,
         volume: LogVolumeName,
-        directory: PodName,
+        directory: DirectoryName,
         pod_uid: Option<String>,
     },
     /// `log`: of a log volume, which no pod's end makes superfluous.
@@ -151,7 +151,7 @@ impl Doomed {
             Item::LogDirectory(listed) => {
                 let namespace = Namespace::parse(&listed.namespace)?;
                 let volume = LogVolumeName::parse(&listed.volume)?;
-                let directory = PodName::parse(&listed.directory)?;
+                let directory = DirectoryName::parse(&listed.directory)?;
                 // Empty where the directory has no readable record.
                 let pod_uid = Some(listed.pod_uid).filter(|uid| !uid.is_empty());
                 let key = format!("log {namespace}/{volume}/{directory}");
@@ -243,7 +243,7 @@ impl Doomed {
             return Ok(left("its volume group is there"));
         }
         // Busy or stacked mounts are what a pod that still runs has.
-        let gone = match mounts::unmount(target) {
+        let gone = match lvm.unmount(target) {
             Ok(gone) => gone,
             Err(error @ (UnmountError::Refused { .. } | UnmountError::Below { .. })) => {
                 return Ok(left(&error.to_string()));
@@ -251,7 +251,7 @@ impl Doomed {
             Err(error) => return Err(error.into()),
         };
         for mount in &gone {
-            if let Err(error) = lvm.note_unmounted(mount) {
+            if let Err(error) = lvm.note_unmounted(mount, None, Vec::new()) {
                 warn!(target = %target.display(), %error, "cannot note when a log directory was used last");
             }
         }
