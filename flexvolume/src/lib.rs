@@ -2,7 +2,6 @@
 
 mod call;
 mod log;
-mod options;
 mod verbs;
 
 use crate::log::Line;
@@ -14,7 +13,6 @@ use std::panic::AssertUnwindSafe;
 use std::time::Instant;
 
 pub use call::{CallError, CallOptions, PodPath};
-pub use options::{LogOptions, Options, OptionsError};
 
 /// The driver's answer, as kubelet reads it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

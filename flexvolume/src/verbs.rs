@@ -2,7 +2,6 @@
 
 use crate::call::{CallError, CallOptions, PodPath};
 use crate::log::{Line, volume_of};
-use crate::options::{Options, OptionsError};
 use lvm::Lvm;
 use lvm::config::{ConfigError, NodeConfig};
 use lvm::data::{ExpandError, PublishData, PublishDataError};
@@ -10,6 +9,7 @@ use lvm::filesystem::{FsType, FsTypeError};
 use lvm::logs::{LogError, PublishLog};
 use lvm::mounts::{self, BindOptions, UnmountError};
 use lvm::names::{NameError, NodeName};
+use lvm::options::{Options, OptionsError};
 use std::ffi::OsString;
 use std::time::Instant;
 

@@ -110,6 +110,13 @@ pub fn log_uuid(namespace: &Namespace, volume: &LogVolumeName) -> Uuid {
     derive(&["log", namespace.as_str(), volume.as_str()])
 }
 
+/// The UID that stands for the claim of a volume that was made for none, but
+/// under a name of its own (by another orchestrator than Kubernetes, say).
+pub fn uid_of_name(name: &str) -> ClaimUid {
+    let uid = derive(&["name", name]);
+    ClaimUid::parse(&uid.to_string()).unwrap_or_else(|_| unreachable!("a UUID is a claim's UID"))
+}
+
 fn derive(parts: &[&str]) -> Uuid {
     let digest = digest(parts);
     let mut bytes = [0; 16];

@@ -12,6 +12,7 @@ pub mod lock;
 pub mod logs;
 pub mod mounts;
 pub mod names;
+pub mod options;
 pub mod quota;
 mod repair;
 pub mod report;

@@ -153,6 +153,14 @@ pub enum DeleteError {
 /// A volume could not be extended.
 #[derive(Debug, thiserror::Error)]
 pub enum ExtendError {
+    /// The volume is not there.
+    #[error("logical volume {vg}/{name} is not on this node")]
+    Missing {
+        /// The group.
+        vg: VgName,
+        /// The volume.
+        name: LvName,
+    },
     /// The group has no room.
     #[error("volume group {vg} has {} free ({free} B), growing {name} to {} needs {} more: {} are missing. Ask for less, or add a disk to the group", human(*.free), human(*.asked), human(*.more), human(.more.saturating_sub(*.free)))]
     Full {
@@ -414,6 +422,23 @@ impl Lvm {
         if now >= size {
             return Ok(());
         }
+        self.lvextend(&mut lock, vg, name, now, size)
+    }
+
+    /// Extends a logical volume of ours, active or not, to at least `size`
+    /// bytes, and gives what it has then. One report, and one command where it
+    /// is too small.
+    pub fn extend_any(&self, vg: &VgName, name: &LvName, size: u64) -> Result<u64, ExtendError> {
+        let mut lock = Lock::volume_group(vg, self.patience())?;
+        let found = self.find(vg, name)?.ok_or_else(|| ExtendError::Missing { vg: vg.clone(), name: name.clone() })?;
+        if found.size >= size {
+            return Ok(found.size);
+        }
+        self.lvextend(&mut lock, vg, name, found.size, size)?;
+        Ok(self.find(vg, name)?.map_or(size, |grown| grown.size))
+    }
+
+    fn lvextend(&self, lock: &mut Lock, vg: &VgName, name: &LvName, now: u64, size: u64) -> Result<(), ExtendError> {
         let args = [
             "lvextend".into(),
             "--yes".into(),
@@ -422,25 +447,16 @@ impl Lvm {
             size_argument(size),
             format!("{vg}/{name}"),
         ];
-        let Err(failure) = self.mutate(&mut lock, &args) else { return Ok(()) };
-        let group = self.volume_groups()?.into_iter().find(|group| group.name == *vg);
-        match group {
-            Some(group) => {
-                let asked = round_up(size, group.extent_size).unwrap_or(u64::MAX);
-                let more = asked.saturating_sub(now);
-                if more > group.free {
-                    return Err(ExtendError::Full {
-                        vg: vg.clone(),
-                        name: name.clone(),
-                        asked,
-                        more,
-                        free: group.free,
-                    });
-                }
-                Err(failure.into())
-            }
-            None => Err(failure.into()),
+        let Err(failure) = self.mutate(lock, &args) else { return Ok(()) };
+        let Some(group) = self.volume_groups()?.into_iter().find(|group| group.name == *vg) else {
+            return Err(failure.into());
+        };
+        let asked = round_up(size, group.extent_size).unwrap_or(u64::MAX);
+        let more = asked.saturating_sub(now);
+        if more > group.free {
+            return Err(ExtendError::Full { vg: vg.clone(), name: name.clone(), asked, more, free: group.free });
         }
+        Err(failure.into())
     }
 
     /// Takes the mark of a new volume off: from now on it is never formatted again.

@@ -30,6 +30,24 @@ pub const CONTROLLER_TLS_SECRET: &str = "lvprov-controller-tls";
 /// Secret with the nodes' certificate and the controller's CA.
 pub const NODE_TLS_SECRET: &str = "lvprov-node-tls";
 
+/// Keys of a volume's context: what CreateVolume answers, and what kubelet adds.
+pub mod context {
+    /// Namespace of the claim.
+    pub const CLAIM_NAMESPACE: &str = "claimNamespace";
+    /// UID of the claim.
+    pub const CLAIM_UID: &str = "claimUID";
+    /// What kubelet says of the pod begins so; a user cannot write such keys.
+    pub const KUBELETS: &str = "csi.storage.k8s.io/";
+    /// `true`: the volume is inline in the pod, and the context is the pod's.
+    pub const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
+    /// Namespace of the pod.
+    pub const POD_NAMESPACE: &str = "csi.storage.k8s.io/pod.namespace";
+    /// Name of the pod.
+    pub const POD_NAME: &str = "csi.storage.k8s.io/pod.name";
+    /// UID of the pod.
+    pub const POD_UID: &str = "csi.storage.k8s.io/pod.uid";
+}
+
 /// Keys of `CreateVolumeRequest.parameters`. Any other key is refused.
 pub mod parameters {
     /// Volume group that the volume is carved from. Required.

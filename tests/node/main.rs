@@ -6,6 +6,7 @@ mod data;
 mod limits;
 mod log_options;
 mod logs;
+mod sanity;
 mod service;
 mod trouble;
 
@@ -24,6 +25,7 @@ fn main() {
     tests.extend(limits::TESTS);
     tests.extend(log_options::TESTS);
     tests.extend(logs::TESTS);
+    tests.extend(sanity::TESTS);
     tests.extend(service::TESTS);
     tests.extend(trouble::TESTS);
     lvprov_tests::run(&tests, || {

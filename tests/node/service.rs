@@ -31,12 +31,12 @@ const LOG: &str = "/run/lvprov-node.log";
 const REGISTRATION: &str = "/var/lib/kubelet/plugins_registry/lvm.lvprov.io@reg.sock";
 
 /// A running `lvprov node`; killed when dropped.
-struct Service<'a> {
+pub(crate) struct Service<'a> {
     node: &'a Node,
 }
 
 impl<'a> Service<'a> {
-    fn start(node: &'a Node) -> Result<Self> {
+    pub(crate) fn start(node: &'a Node) -> Result<Self> {
         Self::start_in(node, "", "--tls-dir /run/lvprov-tls/node")
     }
 

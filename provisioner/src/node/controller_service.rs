@@ -1,12 +1,13 @@
 //! The CSI Controller service, for the volume groups of this one node.
 
+use std::collections::HashMap;
 use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Instant;
 
 use lvm::Lvm;
 use lvm::identity::Owner;
-use lvm::names::VgName;
+use lvm::names::{Namespace, VgName};
 use lvm::volume::{Created, DeleteError, Deleted};
 use lvprov_proto::csi::controller_server::Controller;
 use lvprov_proto::csi::controller_service_capability::rpc::Type;
@@ -22,10 +23,11 @@ use super::capacity::Capacity;
 use super::create_volume::{self, CreateVolumeError};
 use super::csi_node::topology;
 use super::delete_volume::DeleteVolumeError;
+use super::expand_volume::{self, ExpandVolumeError};
 use super::in_progress::InProgress;
 use super::served::Served;
 use super::volume_id::VolumeId;
-use crate::names::{TOPOLOGY_NODE, parameters};
+use crate::names::{TOPOLOGY_NODE, context, parameters};
 
 /// Makes and removes data volumes.
 #[derive(Debug, Clone)]
@@ -49,7 +51,7 @@ impl ControllerService {
         Self { node_name: node_name.into(), lvm, served, capacity, in_progress }
     }
 
-    async fn create(&self, request: &csi::CreateVolumeRequest) -> Result<(VolumeId, Created), CreateVolumeError> {
+    async fn create(&self, request: &csi::CreateVolumeRequest) -> Result<Made, CreateVolumeError> {
         let mut volume = create_volume::parse(request, &self.node_name)?;
         if !self.served.includes(&volume.vg) {
             return Err(CreateVolumeError::NotServed { vg: volume.vg, served: self.served.to_string() });
@@ -57,6 +59,7 @@ impl ControllerService {
         // An extent's size never changes, so an old report does.
         volume.extent_size = self.capacity.group(&volume.vg).map(|group| group.extent_size);
         let id = VolumeId { vg: volume.vg.clone(), lv: volume.name.clone(), claim_uid: volume.owner.claim_uid.clone() };
+        let namespace = volume.owner.namespace.clone();
         let operation = self.in_progress.begin(&id.to_string())?;
         let turn = self.in_progress.turn(&id.vg).await;
         let lvm = Arc::clone(&self.lvm);
@@ -69,7 +72,24 @@ impl ControllerService {
         })
         .await
         .map_err(|error| CreateVolumeError::Interrupted(error.to_string()))??;
-        Ok((id, created))
+        Ok(Made { id, namespace, created })
+    }
+
+    async fn expand(&self, request: &csi::ControllerExpandVolumeRequest) -> Result<u64, ExpandVolumeError> {
+        let (id, size) = expand_volume::parse(request)?;
+        if !self.served.includes(&id.vg) {
+            return Err(ExpandVolumeError::NotServed(id.vg));
+        }
+        let operation = self.in_progress.begin(&id.to_string())?;
+        let turn = self.in_progress.turn(&id.vg).await;
+        let lvm = Arc::clone(&self.lvm);
+        let extended = tokio::task::spawn_blocking(move || {
+            let _held = (operation, turn);
+            lvm.extend_any(&id.vg, &id.lv, size)
+        })
+        .await
+        .map_err(|error| ExpandVolumeError::Interrupted(error.to_string()))?;
+        Ok(extended?)
     }
 
     async fn delete(&self, id: &str) -> Result<Deleted, DeleteVolumeError> {
@@ -129,6 +149,13 @@ impl ControllerService {
     }
 }
 
+/// A volume that is there now.
+struct Made {
+    id: VolumeId,
+    namespace: Namespace,
+    created: Created,
+}
+
 /// One line for each call that changes something.
 fn log<T, E: Display>(
     call: &str,
@@ -165,15 +192,20 @@ impl Controller for ControllerService {
             Ok(()) => self.create(&request).await,
             Err(misdirected) => Err(misdirected.into()),
         };
-        log("CreateVolume", &request.name, started, &result, |(id, created)| {
+        log("CreateVolume", &request.name, started, &result, |Made { id, created, .. }| {
             let how = if created.existed { "existed" } else { "made" };
             format!("{how} {id} with {} B", created.size)
         });
-        let (id, created) = result?;
+        let Made { id, namespace, created } = result?;
+        let namespace = namespace.to_string();
         Ok(Response::new(csi::CreateVolumeResponse {
             volume: Some(Volume {
                 capacity_bytes: signed(created.size),
                 volume_id: id.to_string(),
+                volume_context: HashMap::from([
+                    (context::CLAIM_NAMESPACE.to_owned(), namespace),
+                    (context::CLAIM_UID.to_owned(), id.claim_uid.to_string()),
+                ]),
                 accessible_topology: vec![topology(&self.node_name)],
                 ..Default::default()
             }),
@@ -260,9 +292,14 @@ impl Controller for ControllerService {
             r#type: Some(controller_service_capability::Type::Rpc(Rpc { r#type: kind.into() })),
         };
         Ok(Response::new(csi::ControllerGetCapabilitiesResponse {
-            capabilities: [Type::CreateDeleteVolume, Type::GetCapacity, Type::SingleNodeMultiWriter]
-                .map(capability)
-                .to_vec(),
+            capabilities: [
+                Type::CreateDeleteVolume,
+                Type::GetCapacity,
+                Type::ExpandVolume,
+                Type::SingleNodeMultiWriter,
+            ]
+            .map(capability)
+            .to_vec(),
         }))
     }
 
@@ -317,9 +354,21 @@ impl Controller for ControllerService {
 
     async fn controller_expand_volume(
         &self,
-        _request: Request<csi::ControllerExpandVolumeRequest>,
+        request: Request<csi::ControllerExpandVolumeRequest>,
     ) -> Result<Response<csi::ControllerExpandVolumeResponse>, Status> {
-        Err(unserved("ControllerExpandVolume"))
+        let started = Instant::now();
+        let meant_here = addressee::check_metadata(&self.node_name, request.metadata());
+        let request = request.into_inner();
+        let result = match meant_here {
+            Ok(()) => self.expand(&request).await,
+            Err(misdirected) => Err(misdirected.into()),
+        };
+        log("ControllerExpandVolume", &request.volume_id, started, &result, |size| format!("has {size} B"));
+        Ok(Response::new(csi::ControllerExpandVolumeResponse {
+            capacity_bytes: signed(result?),
+            // The file system grows where it is mounted.
+            node_expansion_required: true,
+        }))
     }
 
     async fn controller_get_volume(

@@ -46,6 +46,9 @@ pub enum CreateVolumeError {
         /// As it should be.
         expected: LvName,
     },
+    /// A volume has a name.
+    #[error("the volume's name is missing")]
+    NoName,
     /// It cannot be used as asked for.
     #[error(transparent)]
     Capability(#[from] CapabilityError),
@@ -105,9 +108,8 @@ impl CreateVolumeError {
             | Self::UnknownParameter(_)
             | Self::Parameter { .. }
             | Self::Name { .. }
+            | Self::NoName
             | Self::Capability(_)
-            | Self::Range(_)
-            | Self::TooSmall { .. }
             | Self::ContentSource
             | Self::MutableParameters => Code::InvalidArgument,
             // The caller has an old address of its node: with the right one it goes well.
@@ -120,8 +122,8 @@ impl CreateVolumeError {
             Self::Lvm(CreateError::Full { .. }) => Code::ResourceExhausted,
             // Somebody else's volume, or a smaller one: calling again does not change it.
             Self::Lvm(CreateError::Conflict { .. }) => Code::AlreadyExists,
-            // In whole extents it is out of the asked range.
-            Self::Lvm(CreateError::Size { .. }) => Code::InvalidArgument,
+            // "Unsupported capacity_range", also once it is in whole extents.
+            Self::Range(_) | Self::TooSmall { .. } | Self::Lvm(CreateError::Size { .. }) => Code::OutOfRange,
             // Waited for long enough; the next call may be luckier.
             Self::Lvm(CreateError::Lock(LockError::Busy { .. })) => Code::Unavailable,
             // Nothing is left behind here; another node's LVM may be in better order.
@@ -166,14 +168,19 @@ pub fn parse(request: &CreateVolumeRequest, node: &str) -> Result<CreateData, Cr
     check_keys(&request.parameters)?;
     let value = |key| request.parameters.get(key).ok_or(CreateVolumeError::MissingParameter(key));
     let vg = checked(parameters::VOLUME_GROUP, value(parameters::VOLUME_GROUP)?, VgName::parse)?;
-    let owner = DataOwner {
-        cluster: checked(parameters::CLUSTER, value(parameters::CLUSTER)?, ClusterId::parse)?,
-        claim_uid: checked(parameters::CLAIM_UID, value(parameters::CLAIM_UID)?, ClaimUid::parse)?,
-        namespace: checked(parameters::PVC_NAMESPACE, value(parameters::PVC_NAMESPACE)?, Namespace::parse)?,
-        claim: checked(parameters::PVC_NAME, value(parameters::PVC_NAME)?, ClaimName::parse)?,
+    let owner = if CLAIMS.iter().any(|key| request.parameters.contains_key(*key)) {
+        DataOwner {
+            cluster: checked(parameters::CLUSTER, value(parameters::CLUSTER)?, ClusterId::parse)?,
+            claim_uid: checked(parameters::CLAIM_UID, value(parameters::CLAIM_UID)?, ClaimUid::parse)?,
+            namespace: checked(parameters::PVC_NAMESPACE, value(parameters::PVC_NAMESPACE)?, Namespace::parse)?,
+            claim: checked(parameters::PVC_NAME, value(parameters::PVC_NAME)?, ClaimName::parse)?,
+        }
+    } else {
+        nobodys(&request.name)?
     };
     let name = LvName::for_claim(&owner.claim_uid);
-    for given in [Some(&request.name), request.parameters.get(parameters::PV_NAME)].into_iter().flatten() {
+    let of_claim = request.parameters.contains_key(parameters::CLAIM_UID).then_some(&request.name);
+    for given in [of_claim, request.parameters.get(parameters::PV_NAME)].into_iter().flatten() {
         if given != name.as_str() {
             return Err(CreateVolumeError::Name { name: given.chars().take(80).collect(), expected: name });
         }
@@ -193,6 +200,26 @@ pub fn parse(request: &CreateVolumeRequest, node: &str) -> Result<CreateData, Cr
     Ok(CreateData { vg, name, size, limit, extent_size: None, owner })
 }
 
+/// Says that a volume is a claim's: all of them, or none.
+const CLAIMS: [&str; 4] = [parameters::CLUSTER, parameters::CLAIM_UID, parameters::PVC_NAMESPACE, parameters::PVC_NAME];
+
+/// No cluster has this UID.
+const NO_CLUSTER: &str = "00000000-0000-0000-0000-000000000000";
+
+/// The owner of a volume that is asked for by its name alone, as CSI allows: a
+/// cluster that is none, so that no Kubernetes cluster ever collects it.
+fn nobodys(name: &str) -> Result<DataOwner, CreateVolumeError> {
+    if name.is_empty() {
+        return Err(CreateVolumeError::NoName);
+    }
+    Ok(DataOwner {
+        cluster: checked("cluster", NO_CLUSTER, ClusterId::parse)?,
+        claim_uid: lvm::identity::uid_of_name(name),
+        namespace: checked("namespace", "csi", Namespace::parse)?,
+        claim: checked("claim", "by-name", ClaimName::parse)?,
+    })
+}
+
 fn checked<T>(
     key: &'static str,
     value: &str,
@@ -206,6 +233,10 @@ fn checked<T>(
 /// is no use for a local one.
 fn check_place(requirement: Option<&TopologyRequirement>, node: &str) -> Result<(), CreateVolumeError> {
     let requirement = requirement.cloned().unwrap_or_default();
+    if requirement.requisite.is_empty() && requirement.preferred.is_empty() {
+        // Calls of the controller name their node in any case (see addressee).
+        return Ok(());
+    }
     let topologies = if requirement.requisite.is_empty() { &requirement.preferred } else { &requirement.requisite };
     let wanted: Vec<&str> =
         topologies.iter().filter_map(|topology| topology.segments.get(TOPOLOGY_NODE).map(String::as_str)).collect();
@@ -236,6 +267,9 @@ fn check_keys(given: &HashMap<String, String>) -> Result<(), CreateVolumeError> 
     }
 }
 
+/// Bytes of a volume whose size is not said.
+const DEFAULT_SIZE: u64 = 1 << 30;
+
 /// Bytes at least, and at most (0: no limit).
 fn parse_range(range: Option<CapacityRange>) -> Result<(u64, u64), CreateVolumeError> {
     let range = range.unwrap_or_default();
@@ -244,9 +278,12 @@ fn parse_range(range: Option<CapacityRange>) -> Result<(u64, u64), CreateVolumeE
     };
     let required = bytes("required_bytes", range.required_bytes)?;
     let limit = bytes("limit_bytes", range.limit_bytes)?;
-    if required == 0 {
-        return Err(CreateVolumeError::Range("required_bytes must be more than 0".to_owned()));
-    }
+    let required = match (required, limit) {
+        // CSI leaves the size to us where nothing is said of it.
+        (0, 0) => DEFAULT_SIZE,
+        (0, limit) => limit.min(DEFAULT_SIZE),
+        (required, _) => required,
+    };
     if limit != 0 && limit < required {
         return Err(CreateVolumeError::Range(format!("limit_bytes {limit} is below required_bytes {required}")));
     }
@@ -311,6 +348,24 @@ mod tests {
         parse(&wide, "n1").unwrap();
     }
 
+    #[test]
+    fn what_is_asked_for_by_name_alone_belongs_to_no_cluster() {
+        let mut bare = request();
+        bare.parameters.retain(|key, _| key == parameters::VOLUME_GROUP);
+        bare.name = "a name that is no claim's".to_owned();
+        bare.capacity_range = None;
+        bare.accessibility_requirements = None;
+        let volume = parse(&bare, "n1").unwrap();
+        assert_eq!(volume.size, DEFAULT_SIZE);
+        assert_eq!(volume.name, LvName::for_claim(&volume.owner.claim_uid));
+        assert!(volume.owner.cluster.as_str().starts_with("00000000-"));
+        assert_eq!(parse(&bare, "n1").unwrap().name, volume.name);
+        bare.name.push('2');
+        assert_ne!(parse(&bare, "n1").unwrap().name, volume.name);
+        bare.name.clear();
+        assert!(matches!(parse(&bare, "n1"), Err(CreateVolumeError::NoName)));
+    }
+
     type Change = fn(&mut CreateVolumeRequest);
 
     fn set(request: &mut CreateVolumeRequest, key: &str, value: &str) {
@@ -319,7 +374,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_refused_and_named() {
-        let cases: [(&str, Code, Change); 27] = [
+        let cases: [(&str, Code, Change); 26] = [
             ("volumeGroup is missing", Code::InvalidArgument, |r| drop(r.parameters.remove(parameters::VOLUME_GROUP))),
             ("cluster is missing", Code::InvalidArgument, |r| drop(r.parameters.remove(parameters::CLUSTER))),
             ("pvc/name is missing", Code::InvalidArgument, |r| drop(r.parameters.remove(parameters::PVC_NAME))),
@@ -342,17 +397,16 @@ mod tests {
             ("MULTI_NODE_MULTI_WRITER", Code::InvalidArgument, |r| {
                 r.volume_capabilities = vec![mount(Mode::MultiNodeMultiWriter, "", &[])];
             }),
-            ("more than 0", Code::InvalidArgument, |r| r.capacity_range = None),
-            ("negative", Code::InvalidArgument, |r| {
+            ("negative", Code::OutOfRange, |r| {
                 r.capacity_range = Some(CapacityRange { required_bytes: -1, limit_bytes: 0 });
             }),
-            ("negative", Code::InvalidArgument, |r| {
+            ("negative", Code::OutOfRange, |r| {
                 r.capacity_range = Some(CapacityRange { required_bytes: GIB, limit_bytes: -1 });
             }),
-            ("below required_bytes", Code::InvalidArgument, |r| {
+            ("below required_bytes", Code::OutOfRange, |r| {
                 r.capacity_range = Some(CapacityRange { required_bytes: GIB, limit_bytes: 5 });
             }),
-            ("1 MiB is too small for xfs, which needs 300 MiB", Code::InvalidArgument, |r| {
+            ("1 MiB is too small for xfs, which needs 300 MiB", Code::OutOfRange, |r| {
                 r.capacity_range = Some(CapacityRange { required_bytes: 1 << 20, limit_bytes: 0 });
             }),
             ("data source", Code::InvalidArgument, |r| r.volume_content_source = Some(VolumeContentSource::default())),
@@ -363,7 +417,11 @@ mod tests {
                 r.accessibility_requirements =
                     Some(TopologyRequirement { requisite: vec![topology("n2")], preferred: vec![topology("n1")] });
             }),
-            ("topology.lvprov.io/node is missing", Code::Unavailable, |r| r.accessibility_requirements = None),
+            ("topology.lvprov.io/node is missing", Code::Unavailable, |r| {
+                let elsewhere = Topology { segments: HashMap::from([("zone".to_owned(), "z".to_owned())]) };
+                r.accessibility_requirements =
+                    Some(TopologyRequirement { requisite: vec![elsewhere], preferred: Vec::new() });
+            }),
         ];
         for (text, code, change) in cases {
             let mut request = request();
@@ -382,7 +440,7 @@ mod tests {
             (CreateError::NoVolumeGroup { vg: vg.clone(), present: "none".into() }, Code::FailedPrecondition),
             (CreateError::Full { vg: vg.clone(), asked: 3 << 30, free: 1 << 30 }, Code::ResourceExhausted),
             (CreateError::Conflict { vg, name, reason: String::new() }, Code::AlreadyExists),
-            (CreateError::Size { asked: 1, reason: String::new() }, Code::InvalidArgument),
+            (CreateError::Size { asked: 1, reason: String::new() }, Code::OutOfRange),
         ];
         for (error, code) in cases {
             let begins = error.to_string();

@@ -1,33 +1,70 @@
 //! The CSI Node service, for kubelet.
 //!
-//! So far it only says where this node is: volumes are mounted through the
-//! FlexVolume driver, so nothing else is served and nothing else claimed.
-//! kubelet makes the node's topology label from the answer.
+//! Nothing is staged: each pod gets a mount of its own, straight from the
+//! device, as through the FlexVolume driver and by the same code. kubelet makes
+//! the node's topology label from NodeGetInfo.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
 
+use lvm::Lvm;
 use lvprov_proto::csi::node_server::Node;
-use lvprov_proto::csi::{
-    NodeExpandVolumeRequest, NodeExpandVolumeResponse, NodeGetCapabilitiesRequest, NodeGetCapabilitiesResponse,
-    NodeGetInfoRequest, NodeGetInfoResponse, NodeGetVolumeStatsRequest, NodeGetVolumeStatsResponse,
-    NodePublishVolumeRequest, NodePublishVolumeResponse, NodeStageVolumeRequest, NodeStageVolumeResponse,
-    NodeUnpublishVolumeRequest, NodeUnpublishVolumeResponse, NodeUnstageVolumeRequest, NodeUnstageVolumeResponse,
-    Topology,
-};
+use lvprov_proto::csi::node_service_capability::rpc::Type;
+use lvprov_proto::csi::node_service_capability::{self, Rpc};
+use lvprov_proto::csi::{self, NodeServiceCapability, Topology};
 use tonic::{Request, Response, Status};
+use tracing::{info, warn};
 
-use crate::names::{FLEX_DRIVER, TOPOLOGY_NODE};
+use super::in_progress::InProgress;
+use super::publish::{self, NodeCallError, Published};
+use super::served::Served;
+use crate::names::TOPOLOGY_NODE;
 
 /// Answers kubelet.
 #[derive(Debug, Clone)]
 pub struct NodeService {
-    node_name: String,
+    node_name: Arc<str>,
+    lvm: Arc<Lvm>,
+    served: Served,
+    in_progress: Arc<InProgress>,
 }
 
 impl NodeService {
     /// For the Kubernetes node of this name.
-    pub fn new(node_name: String) -> Self {
-        Self { node_name }
+    pub fn new(node_name: &str, lvm: Arc<Lvm>, served: Served) -> Self {
+        Self { node_name: node_name.into(), lvm, served, in_progress: Arc::default() }
+    }
+
+    /// Does something at a path that nothing else is being done at, where it may
+    /// block. It goes on to its end, also when the call is cancelled.
+    async fn at<T: Send + 'static>(
+        &self,
+        call: &'static str,
+        volume: &str,
+        path: &str,
+        work: impl FnOnce(&Lvm, PathBuf) -> Result<T, NodeCallError> + Send + 'static,
+    ) -> Result<T, Status> {
+        let started = Instant::now();
+        let result = async {
+            let path = publish::path(path)?;
+            let operation = self.in_progress.begin(&path.to_string_lossy())?;
+            let lvm = Arc::clone(&self.lvm);
+            tokio::task::spawn_blocking(move || {
+                let _held = operation;
+                work(&lvm, path)
+            })
+            .await
+            .map_err(|error| NodeCallError::Interrupted(error.to_string()))?
+        }
+        .await;
+        let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        match &result {
+            Ok(_) => info!(call, volume, path, ms),
+            Err(error) => warn!(call, volume, path, ms, %error),
+        }
+        Ok(result?)
     }
 }
 
@@ -36,21 +73,19 @@ pub(super) fn topology(node_name: &str) -> Topology {
     Topology { segments: HashMap::from([(TOPOLOGY_NODE.to_owned(), node_name.to_owned())]) }
 }
 
-/// For every call that is not served: it stands in the pod's Events.
-fn through_flex_volume(call: &str) -> Status {
-    Status::unimplemented(format!(
-        "{call} is not served: volumes of this driver are mounted through the FlexVolume driver {FLEX_DRIVER}"
-    ))
+/// CSI wants a name for everything that a call is about.
+fn needed(what: &'static str, value: &str) -> Result<(), NodeCallError> {
+    if value.is_empty() { Err(NodeCallError::Missing(what)) } else { Ok(()) }
 }
 
 #[tonic::async_trait]
 impl Node for NodeService {
     async fn node_get_info(
         &self,
-        _request: Request<NodeGetInfoRequest>,
-    ) -> Result<Response<NodeGetInfoResponse>, Status> {
-        Ok(Response::new(NodeGetInfoResponse {
-            node_id: self.node_name.clone(),
+        _request: Request<csi::NodeGetInfoRequest>,
+    ) -> Result<Response<csi::NodeGetInfoResponse>, Status> {
+        Ok(Response::new(csi::NodeGetInfoResponse {
+            node_id: self.node_name.to_string(),
             // What a volume group can hold is a matter of bytes, not of number.
             max_volumes_per_node: 0,
             accessible_topology: Some(topology(&self.node_name)),
@@ -59,50 +94,93 @@ impl Node for NodeService {
 
     async fn node_get_capabilities(
         &self,
-        _request: Request<NodeGetCapabilitiesRequest>,
-    ) -> Result<Response<NodeGetCapabilitiesResponse>, Status> {
-        Ok(Response::new(NodeGetCapabilitiesResponse { capabilities: Vec::new() }))
-    }
-
-    async fn node_stage_volume(
-        &self,
-        _request: Request<NodeStageVolumeRequest>,
-    ) -> Result<Response<NodeStageVolumeResponse>, Status> {
-        Err(through_flex_volume("NodeStageVolume"))
-    }
-
-    async fn node_unstage_volume(
-        &self,
-        _request: Request<NodeUnstageVolumeRequest>,
-    ) -> Result<Response<NodeUnstageVolumeResponse>, Status> {
-        Err(through_flex_volume("NodeUnstageVolume"))
+        _request: Request<csi::NodeGetCapabilitiesRequest>,
+    ) -> Result<Response<csi::NodeGetCapabilitiesResponse>, Status> {
+        let capability = |kind: Type| NodeServiceCapability {
+            r#type: Some(node_service_capability::Type::Rpc(Rpc { r#type: kind.into() })),
+        };
+        Ok(Response::new(csi::NodeGetCapabilitiesResponse {
+            capabilities: [Type::GetVolumeStats, Type::ExpandVolume, Type::SingleNodeMultiWriter]
+                .map(capability)
+                .to_vec(),
+        }))
     }
 
     async fn node_publish_volume(
         &self,
-        _request: Request<NodePublishVolumeRequest>,
-    ) -> Result<Response<NodePublishVolumeResponse>, Status> {
-        Err(through_flex_volume("NodePublishVolume"))
+        request: Request<csi::NodePublishVolumeRequest>,
+    ) -> Result<Response<csi::NodePublishVolumeResponse>, Status> {
+        let request = request.into_inner();
+        needed("volume_id", &request.volume_id)?;
+        needed("target_path", &request.target_path)?;
+        let published = Published::parse(&request, &self.served)?;
+        let node_name = Arc::clone(&self.node_name);
+        let alone = published.alone().map(|id| self.in_progress.begin(&id)).transpose().map_err(NodeCallError::from)?;
+        self.at("NodePublishVolume", &request.volume_id, &request.target_path, move |lvm, target| {
+            let _held = alone;
+            published.publish(lvm, target, &node_name)
+        })
+        .await?;
+        Ok(Response::new(csi::NodePublishVolumeResponse {}))
     }
 
     async fn node_unpublish_volume(
         &self,
-        _request: Request<NodeUnpublishVolumeRequest>,
-    ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
-        Err(through_flex_volume("NodeUnpublishVolume"))
+        request: Request<csi::NodeUnpublishVolumeRequest>,
+    ) -> Result<Response<csi::NodeUnpublishVolumeResponse>, Status> {
+        let request = request.into_inner();
+        needed("volume_id", &request.volume_id)?;
+        needed("target_path", &request.target_path)?;
+        self.at("NodeUnpublishVolume", &request.volume_id, &request.target_path, publish::unpublish).await?;
+        Ok(Response::new(csi::NodeUnpublishVolumeResponse {}))
     }
 
     async fn node_get_volume_stats(
         &self,
-        _request: Request<NodeGetVolumeStatsRequest>,
-    ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
-        Err(through_flex_volume("NodeGetVolumeStats"))
+        request: Request<csi::NodeGetVolumeStatsRequest>,
+    ) -> Result<Response<csi::NodeGetVolumeStatsResponse>, Status> {
+        let request = request.into_inner();
+        needed("volume_id", &request.volume_id)?;
+        needed("volume_path", &request.volume_path)?;
+        // Where nothing can be mounted, nothing is: CSI wants NOT_FOUND.
+        let path = publish::path(&request.volume_path).map_err(|_| NodeCallError::NotMounted {
+            volume: request.volume_id.chars().take(200).collect(),
+            path: request.volume_path.chars().take(200).collect(),
+        })?;
+        let id = request.volume_id;
+        let usage = tokio::task::spawn_blocking(move || publish::usage(&id, &path))
+            .await
+            .map_err(|error| NodeCallError::Interrupted(error.to_string()))??;
+        Ok(Response::new(csi::NodeGetVolumeStatsResponse { usage: usage.to_vec() }))
     }
 
     async fn node_expand_volume(
         &self,
-        _request: Request<NodeExpandVolumeRequest>,
-    ) -> Result<Response<NodeExpandVolumeResponse>, Status> {
-        Err(through_flex_volume("NodeExpandVolume"))
+        request: Request<csi::NodeExpandVolumeRequest>,
+    ) -> Result<Response<csi::NodeExpandVolumeResponse>, Status> {
+        let request = request.into_inner();
+        needed("volume_id", &request.volume_id)?;
+        needed("volume_path", &request.volume_path)?;
+        let (id, size) = publish::parse_expand(&request)?;
+        let capacity = self
+            .at("NodeExpandVolume", &request.volume_id, &request.volume_path, move |lvm, path| {
+                publish::expand(lvm, &id, &path, size)
+            })
+            .await?;
+        Ok(Response::new(csi::NodeExpandVolumeResponse { capacity_bytes: capacity }))
+    }
+
+    async fn node_stage_volume(
+        &self,
+        _request: Request<csi::NodeStageVolumeRequest>,
+    ) -> Result<Response<csi::NodeStageVolumeResponse>, Status> {
+        Err(Status::unimplemented("nothing is staged: see NodeGetCapabilities"))
+    }
+
+    async fn node_unstage_volume(
+        &self,
+        _request: Request<csi::NodeUnstageVolumeRequest>,
+    ) -> Result<Response<csi::NodeUnstageVolumeResponse>, Status> {
+        Err(Status::unimplemented("nothing is staged: see NodeGetCapabilities"))
     }
 }

@@ -2,7 +2,8 @@
 
 use lvprov_proto::csi::identity_server::Identity;
 use lvprov_proto::csi::plugin_capability::service::Type;
-use lvprov_proto::csi::plugin_capability::{self, Service};
+use lvprov_proto::csi::plugin_capability::volume_expansion::Type as Growth;
+use lvprov_proto::csi::plugin_capability::{self, Service, VolumeExpansion};
 use lvprov_proto::csi::{
     GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest, GetPluginInfoResponse,
     PluginCapability, ProbeRequest, ProbeResponse,
@@ -46,7 +47,15 @@ impl Identity for IdentityService {
             r#type: Some(plugin_capability::Type::Service(Service { r#type: kind.into() })),
         };
         Ok(Response::new(GetPluginCapabilitiesResponse {
-            capabilities: vec![capability(Type::ControllerService), capability(Type::VolumeAccessibilityConstraints)],
+            capabilities: vec![
+                capability(Type::ControllerService),
+                capability(Type::VolumeAccessibilityConstraints),
+                PluginCapability {
+                    r#type: Some(plugin_capability::Type::VolumeExpansion(VolumeExpansion {
+                        r#type: Growth::Online.into(),
+                    })),
+                },
+            ],
         }))
     }
 

@@ -15,10 +15,11 @@ use lvprov_proto::lvprov::inventory_item::Item;
 use tonic::Status;
 
 use super::addressee::Misdirected;
+use super::publish::CSI_DIRECTORY;
 use super::served::Served;
 
-/// Directory of our FlexVolume mounts in a pod's directory.
-const PLUGIN_DIRECTORY: &str = "volumes/lvprov.io~lvm";
+/// Directory of our FlexVolume mounts among a pod's volumes.
+const FLEX_DIRECTORY: &str = "lvprov.io~lvm";
 
 /// Why there is no inventory. Half of one would look like things had gone, so
 /// it is all or nothing.
@@ -61,15 +62,16 @@ impl PodsDirectory {
     }
 
     /// The UID of the pod that a volume is mounted for, if `target` is the
-    /// mount point of a FlexVolume of ours.
+    /// mount point of a FlexVolume of ours, or of a CSI volume.
     pub fn pod_of(&self, target: &Path) -> Option<PodUid> {
         let below = target.strip_prefix(&self.0).ok()?;
         let uid = below.iter().next()?.to_str()?;
-        let volume = below.strip_prefix(uid).ok()?.strip_prefix(PLUGIN_DIRECTORY).ok()?;
-        if volume.iter().count() != 1 {
-            return None;
+        let volumes = below.strip_prefix(uid).ok()?.strip_prefix("volumes").ok()?;
+        let parts: Vec<&str> = volumes.iter().filter_map(|part| part.to_str()).collect();
+        match parts.as_slice() {
+            [FLEX_DIRECTORY, _] | [CSI_DIRECTORY, _, "mount"] => PodUid::parse(uid).ok(),
+            _ => None,
         }
-        PodUid::parse(uid).ok()
     }
 }
 
@@ -252,10 +254,13 @@ mod tests {
         let of = |path: &str| pods().pod_of(Path::new(path)).map(|uid| uid.to_string());
         let volume = format!("/var/lib/kubelet/pods/{POD}/volumes/lvprov.io~lvm/data");
         assert_eq!(of(&volume).as_deref(), Some(POD));
+        let csi = format!("/var/lib/kubelet/pods/{POD}/volumes/kubernetes.io~csi/data");
+        assert_eq!(of(&format!("{csi}/mount")).as_deref(), Some(POD));
         for other in [
             format!("{volume}/deeper"),
             format!("/var/lib/kubelet/pods/{POD}/volumes/lvprov.io~lvm"),
-            format!("/var/lib/kubelet/pods/{POD}/volumes/kubernetes.io~csi/data/mount"),
+            csi.clone(),
+            format!("{csi}/mount/deeper"),
             format!("/var/lib/kubelet/pods/{POD}/volume-subpaths/data/c/0"),
             format!("/srv/pods/{POD}/volumes/lvprov.io~lvm/data"),
             "/var/lib/kubelet/pods".to_owned(),

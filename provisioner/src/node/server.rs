@@ -85,8 +85,20 @@ pub async fn serve_controller(
 /// When the socket fails.
 pub async fn serve_kubelet(shared: Shared, listener: UnixListener, stop: CancellationToken) -> Result<(), Error> {
     Server::builder()
-        .add_service(IdentityServer::new(IdentityService::new(shared.capacity)))
-        .add_service(NodeServer::new(NodeService::new(shared.node_name)))
+        .add_service(IdentityServer::new(IdentityService::new(shared.capacity.clone())))
+        .add_service(NodeServer::new(NodeService::new(
+            &shared.node_name,
+            Arc::clone(&shared.lvm),
+            shared.served.clone(),
+        )))
+        // Only root gets at this socket, and root has lvm itself.
+        .add_service(ControllerServer::new(ControllerService::new(
+            &shared.node_name,
+            shared.lvm,
+            shared.served,
+            shared.capacity,
+            shared.in_progress,
+        )))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned())
         .await
 }

@@ -140,7 +140,7 @@ fn suite(title: &str, mark: &str, arguments: &[&str], filter: Option<&str>, node
 }
 
 fn prepare() -> Result<()> {
-    setup::for_cluster()?;
+    setup::for_tests()?;
     step("Build lvprov", || binaries::build(binaries::Profile::Debug))?;
     Ok(())
 }

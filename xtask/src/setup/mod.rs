@@ -2,6 +2,7 @@
 
 pub mod binaries;
 mod go;
+pub mod go_module;
 pub mod kubernetes;
 pub mod packages;
 
@@ -14,5 +15,14 @@ use anyhow::Result;
 pub fn for_cluster() -> Result<()> {
     let all: Vec<&str> = [packages::NODE, packages::CLUSTER].concat();
     packages::install(&all)?;
-    kubernetes::build()
+    kubernetes::KUBERNETES.build()
+}
+
+/// What [`for_cluster`] gets, and the public tests of CSI drivers.
+///
+/// # Errors
+/// When one of them cannot be had.
+pub fn for_tests() -> Result<()> {
+    for_cluster()?;
+    kubernetes::CSI_SANITY.build()
 }

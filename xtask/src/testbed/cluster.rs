@@ -19,7 +19,7 @@ use super::node::{BRIDGE, make_bridge};
 use crate::progress::say;
 use crate::sandbox::{Life, Sandbox};
 use crate::setup::binaries::{self, Profile};
-use crate::setup::kubernetes;
+use crate::setup::kubernetes::KUBERNETES;
 
 /// What a cluster is to be.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -79,7 +79,7 @@ impl Cluster {
             bail!("a cluster of {} nodes: 1 to 100 it can have", options.nodes);
         }
         let start = Instant::now();
-        let kubernetes = kubernetes::binary();
+        let kubernetes = KUBERNETES.binary();
         let life = if options.detached { Life::Detached } else { Life::Tied };
         let sandbox = Sandbox::start(&options.name, life)?;
         let names: Vec<_> = (1..=options.nodes).map(|number| (format!("n{number}"), node_address(number))).collect();
@@ -176,7 +176,7 @@ impl Cluster {
         Ok(Self {
             control: Machine::new("control plane", sandbox.agent().clone()),
             pki: Pki::at(sandbox.directory().join("pki")),
-            kubernetes: kubernetes::binary(),
+            kubernetes: KUBERNETES.binary(),
             guests: Mutex::new(record.guests),
             options: record.options,
             sandbox,

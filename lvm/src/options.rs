@@ -1,14 +1,15 @@
-//! The user's options, parsed into what is to be done.
+//! What a volume's options say, in a FlexVolume or an inline CSI volume alike:
+//! flat strings, parsed into what is to be done.
 
-use lvm::config::LogLimits;
-use lvm::duration::{DurationError, parse_duration};
-use lvm::filesystem::{FsTypeError, MountOptionError, MountOptions};
-use lvm::logs::Ownership;
-use lvm::logs::template::{Template, TemplateError};
-use lvm::mounts::BindOptions;
-use lvm::names::{ClaimUid, LogVolumeName, LvName, NameError, VgName};
-use lvm::quota;
-use lvm::size::{QuantityError, human, parse_quantity};
+use crate::config::LogLimits;
+use crate::duration::{DurationError, parse_duration};
+use crate::filesystem::{FsTypeError, MountOptionError, MountOptions};
+use crate::logs::Ownership;
+use crate::logs::template::{Template, TemplateError};
+use crate::mounts::BindOptions;
+use crate::names::{ClaimUid, LogVolumeName, LvName, NameError, VgName};
+use crate::quota;
+use crate::size::{QuantityError, human, parse_quantity};
 use nix::mount::MsFlags;
 use std::collections::BTreeMap;
 use std::time::Duration;
