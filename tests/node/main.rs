@@ -6,6 +6,7 @@ mod data;
 mod limits;
 mod log_options;
 mod logs;
+mod replay;
 mod service;
 mod trouble;
 
@@ -26,6 +27,7 @@ fn main() {
     tests.extend(logs::TESTS);
     tests.extend(service::TESTS);
     tests.extend(trouble::TESTS);
+    tests.extend(replay::TESTS);
     lvprov_tests::run(&tests, || {
         // Sparse: the tests leave their volumes behind.
         let node = Node::boot_with(NodeOptions { disks_gib: vec![100], ..NodeOptions::default() })?;
