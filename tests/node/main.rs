@@ -9,6 +9,7 @@ mod logs;
 mod replay;
 mod service;
 mod trouble;
+mod storm;
 
 use anyhow::Result;
 use lvprov_tests::Test;
@@ -28,6 +29,7 @@ fn main() {
     tests.extend(service::TESTS);
     tests.extend(trouble::TESTS);
     tests.extend(replay::TESTS);
+    tests.extend(storm::TESTS);
     lvprov_tests::run(&tests, || {
         // Sparse: the tests leave their volumes behind.
         let node = Node::boot_with(NodeOptions { disks_gib: vec![100], ..NodeOptions::default() })?;
