@@ -6,6 +6,7 @@ mod data;
 mod limits;
 mod log_options;
 mod logs;
+mod race;
 mod replay;
 mod service;
 mod trouble;
@@ -30,6 +31,7 @@ fn main() {
     tests.extend(trouble::TESTS);
     tests.extend(replay::TESTS);
     tests.extend(storm::TESTS);
+    tests.extend(race::TESTS);
     lvprov_tests::run(&tests, || {
         // Sparse: the tests leave their volumes behind.
         let node = Node::boot_with(NodeOptions { disks_gib: vec![100], ..NodeOptions::default() })?;
