@@ -58,6 +58,8 @@ enum Internal {
         #[arg(long)]
         detached: bool,
     },
+    /// Time the commands of a plan that is read from standard input.
+    Time,
     /// Run commands for others.
     Agent {
         #[arg(long)]
@@ -91,6 +93,7 @@ fn run(command: Command) -> Result<u8> {
             sandbox::supervisor::supervise(&directory, detached)?;
         }
         Command::Internal(Internal::Init { detached }) => sandbox::supervisor::init(detached)?,
+        Command::Internal(Internal::Time) => commands::bench::timing::run()?,
         Command::Internal(Internal::Agent { listen }) => agent::server::serve(listen)?,
     }
     Ok(0)
