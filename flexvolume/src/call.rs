@@ -94,7 +94,9 @@ impl CallOptions {
     /// Takes a JSON object of strings and nothing else.
     pub fn parse(argument: &OsString) -> Result<Self, CallError> {
         let text = argument.to_str().ok_or_else(|| CallError::Json("not UTF-8".to_owned()))?;
-        serde_json::from_str(text).map(Self).map_err(|error| CallError::Json(error.to_string()))
+        // serde_json quotes a string that stands where none should, whatever its length.
+        let refuse = |error: serde_json::Error| CallError::Json(error.to_string().chars().take(200).collect());
+        serde_json::from_str(text).map(Self).map_err(refuse)
     }
 
     /// An option that kubelet itself writes. It may be empty.
@@ -196,6 +198,8 @@ mod tests {
         for bad in ["", "null", "[]", "{", r#"{"a":1}"#, r#"{"a":{}}"#, r#"{"a":null}"#, "\"x\"", "{}{}"] {
             assert!(matches!(CallOptions::parse(&bad.into()), Err(CallError::Json(_))), "{bad}");
         }
+        let long = CallOptions::parse(&format!("\"{}\"", "x".repeat(5000)).into()).unwrap_err();
+        assert!(long.to_string().len() < 300, "{long}");
     }
 
     proptest! {

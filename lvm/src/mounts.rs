@@ -30,7 +30,8 @@ pub fn all() -> io::Result<Vec<Mount>> {
     Ok(parse(&fs::read("/proc/self/mountinfo")?))
 }
 
-fn parse(mountinfo: &[u8]) -> Vec<Mount> {
+/// Reads mountinfo; lines that make no sense are left out.
+pub fn parse(mountinfo: &[u8]) -> Vec<Mount> {
     mountinfo.split(|b| *b == b'\n').filter_map(parse_line).collect()
 }
 

@@ -6,8 +6,11 @@ mod data;
 mod limits;
 mod log_options;
 mod logs;
+mod race;
+mod replay;
 mod sanity;
 mod service;
+mod storm;
 mod trouble;
 
 use anyhow::Result;
@@ -25,8 +28,11 @@ fn main() {
     tests.extend(limits::TESTS);
     tests.extend(log_options::TESTS);
     tests.extend(logs::TESTS);
+    tests.extend(race::TESTS);
+    tests.extend(replay::TESTS);
     tests.extend(sanity::TESTS);
     tests.extend(service::TESTS);
+    tests.extend(storm::TESTS);
     tests.extend(trouble::TESTS);
     lvprov_tests::run(&tests, || {
         // Sparse: the tests leave their volumes behind.

@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 use xtask::commands::bench::BenchCommand;
 use xtask::commands::cluster::ClusterCommand;
 use xtask::commands::demo::DemoCommand;
+use xtask::commands::fuzz::FuzzCommand;
 use xtask::commands::image::ImageCommand;
 use xtask::commands::node::NodeCommand;
 use xtask::commands::test::TestCommand;
@@ -38,6 +39,8 @@ enum Command {
     Image(ImageCommand),
     /// Run all tests, from unit tests to end-to-end ones.
     Test(TestCommand),
+    /// Give random input to whatever reads input from outside.
+    Fuzz(FuzzCommand),
     /// Install and build what the test bed needs, so that later commands start in seconds.
     Setup,
     /// Parts that run in a sandbox or a guest.
@@ -58,6 +61,8 @@ enum Internal {
         #[arg(long)]
         detached: bool,
     },
+    /// Time the commands of a plan that is read from standard input.
+    Time,
     /// Run commands for others.
     Agent {
         #[arg(long)]
@@ -83,6 +88,7 @@ fn run(command: Command) -> Result<u8> {
         Command::Bench(bench) => commands::bench::run(&bench)?,
         Command::Image(image) => commands::image::run(&image)?,
         Command::Test(test) => return commands::test::run(&test),
+        Command::Fuzz(fuzz) => return commands::fuzz::run(&fuzz),
         Command::Setup => {
             setup::for_cluster()?;
             step("Build lvprov", || setup::binaries::build(setup::binaries::Profile::Debug))?;
@@ -91,6 +97,7 @@ fn run(command: Command) -> Result<u8> {
             sandbox::supervisor::supervise(&directory, detached)?;
         }
         Command::Internal(Internal::Init { detached }) => sandbox::supervisor::init(detached)?,
+        Command::Internal(Internal::Time) => commands::bench::timing::run()?,
         Command::Internal(Internal::Agent { listen }) => agent::server::serve(listen)?,
     }
     Ok(0)

@@ -102,7 +102,7 @@ impl Lvm {
         }
         // A large tree takes its time; pods need not wait for it.
         drop(lock);
-        empty_trash(&place.path.join(PRIVATE))?;
+        empty_trash(&private, &place.path.join(PRIVATE))?;
         Ok(())
     }
 

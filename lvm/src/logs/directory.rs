@@ -9,9 +9,9 @@ use nix::sys::stat::{Mode, fchmod, mkdirat};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Directory for what is not a pod's: half-made and half-removed directories.
@@ -68,7 +68,7 @@ pub(super) fn private_directory(root: &File, path: &Path) -> Result<OwnedFd, Log
 pub(super) fn make_directory(root: &File, path: &Path, name: &OsStr) -> Result<OwnedFd, LogError> {
     let private = private_directory(root, path)?;
     let aside = path.join(PRIVATE).join("new");
-    clear(&aside)?;
+    clear(&private, OsStr::new("new"), &aside)?;
     // As an emptyDir: the pod may run as any user, and only the pod gets here.
     mkdirat(&private, "new", Mode::S_IRWXU).map_err(errno("make", &aside))?;
     let directory = open_beneath(&private, OsStr::new("new")).map_err(errno("open", &aside))?;
@@ -91,21 +91,28 @@ pub(super) fn next_project(root: &File) -> io::Result<u32> {
     Ok(project)
 }
 
-/// Removes a tree of ours, if it is there. No link in it is followed
-/// (std::fs::remove_dir_all works on descriptors).
-pub(super) fn clear(path: &Path) -> Result<(), LogError> {
-    match fs::remove_dir_all(path) {
+/// A path to what is open, whatever has become of its name.
+fn opened(directory: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()))
+}
+
+/// Removes a tree of ours in the open directory, if it is there. No link in it
+/// is followed (std::fs::remove_dir_all works on descriptors), nor one that has
+/// taken the directory's place meanwhile. `path` is for messages.
+fn clear(private: &OwnedFd, name: &OsStr, path: &Path) -> Result<(), LogError> {
+    match fs::remove_dir_all(opened(private).join(name)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at("remove", path)(error)),
         _ => Ok(()),
     }
 }
 
 /// Removes all that has been moved away, also by calls that were cut off.
-pub(super) fn empty_trash(private: &Path) -> Result<(), LogError> {
-    for entry in fs::read_dir(private).map_err(at("list", private))? {
-        let entry = entry.map_err(at("list", private))?;
-        if entry.file_name().as_bytes().starts_with(GONE.as_bytes()) {
-            clear(&entry.path())?;
+/// `path` is for messages.
+pub(super) fn empty_trash(private: &OwnedFd, path: &Path) -> Result<(), LogError> {
+    for entry in fs::read_dir(opened(private)).map_err(at("list", path))? {
+        let name = entry.map_err(at("list", path))?.file_name();
+        if name.as_bytes().starts_with(GONE.as_bytes()) {
+            clear(private, &name, &path.join(&name))?;
         }
     }
     Ok(())
@@ -225,7 +232,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir_all(directory.path().join("gone-1000/sub")).unwrap();
         fs::create_dir_all(directory.path().join("new")).unwrap();
-        empty_trash(directory.path()).unwrap();
+        let open = OwnedFd::from(File::open(directory.path()).unwrap());
+        empty_trash(&open, directory.path()).unwrap();
         assert!(!directory.path().join("gone-1000").exists());
         assert!(directory.path().join("new").exists());
     }
@@ -239,8 +247,23 @@ mod tests {
         let tree = directory.path().join("tree");
         fs::create_dir(&tree).unwrap();
         symlink(&keep, tree.join("link")).unwrap();
-        clear(&tree).unwrap();
-        clear(&tree).unwrap();
-        assert!(keep.join("file").exists());
+        let open = OwnedFd::from(File::open(directory.path()).unwrap());
+        clear(&open, OsStr::new("tree"), &tree).unwrap();
+        clear(&open, OsStr::new("tree"), &tree).unwrap();
+        assert!(keep.join("file").exists() && !tree.exists());
+    }
+
+    #[test]
+    fn clearing_stays_in_the_directory_that_was_opened() {
+        let directory = tempfile::tempdir().unwrap();
+        let (private, other) = (directory.path().join("private"), directory.path().join("other"));
+        for tree in [private.join("new"), other.join("new")] {
+            fs::create_dir_all(tree).unwrap();
+        }
+        let open = OwnedFd::from(File::open(&private).unwrap());
+        fs::rename(&private, directory.path().join("moved")).unwrap();
+        symlink(&other, &private).unwrap();
+        clear(&open, OsStr::new("new"), &private.join("new")).unwrap();
+        assert!(other.join("new").exists() && !directory.path().join("moved/new").exists());
     }
 }

@@ -19,6 +19,7 @@ use crate::setup::{self, binaries};
 #[command(after_help = "Examples:
   cargo xtask test                  # everything
   cargo xtask test --quick          # what needs no node
+  cargo xtask test --full storm     # with a thousand rounds
   cargo xtask test retain           # tests with `retain` in their name, wherever they are")]
 pub struct TestCommand {
     /// Only tests whose name contains this.
@@ -26,7 +27,18 @@ pub struct TestCommand {
     /// Leave out what needs a node.
     #[arg(long)]
     quick: bool,
+    /// Run at full length what is otherwise cut short: takes an hour more.
+    #[arg(long, conflicts_with = "quick")]
+    full: bool,
 }
+
+/// How long each fuzz target is run.
+pub(crate) const FUZZ_SECONDS: &str = "LVPROV_FUZZ_SECONDS";
+/// So long each where all tests are run: with two cores half a minute in all.
+const SHORT_FUZZ: &str = "5";
+/// How many rounds pods come and go.
+const ROUNDS: &str = "LVPROV_ROUNDS";
+const FULL_ROUNDS: &str = "1000";
 
 /// What suites said.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -85,10 +97,11 @@ pub fn run(command: &TestCommand) -> Result<u8> {
     let start = Instant::now();
     let mut total = Count::default();
     let filter = command.filter.as_deref();
-    total.add(suite("Tests that need no node", "", &["--workspace"], filter, false));
+    let plain = Suite { filter, nodes: false, full: false };
+    total.add(plain.run("Tests that need no node", "", &["--workspace"]));
     if !command.quick {
         match prepare().and_then(|()| targets()) {
-            Ok(targets) => nodes(&mut total, &targets, filter),
+            Ok(targets) => nodes(&mut total, &targets, Suite { filter, nodes: true, full: command.full }),
             Err(error) => {
                 say(format!("the test bed cannot be had: {error:#}"));
                 total.failed += 1;
@@ -101,14 +114,14 @@ pub fn run(command: &TestCommand) -> Result<u8> {
 }
 
 /// Runs what is on clusters beside what is on plain nodes: both wait a lot.
-fn nodes(total: &mut Count, targets: &[String], filter: Option<&str>) {
+fn nodes(total: &mut Count, targets: &[String], suite: Suite<'_>) {
     let (clusters, plain): (Vec<_>, Vec<_>) = targets.iter().partition(|target| *target == "cluster");
     let run = |targets: Vec<&String>| {
         targets
             .into_iter()
             .map(|target| {
                 let title = format!("Tests on user-mode Linux: {target}");
-                suite(&title, target, &["--workspace", "--test", target], filter, true)
+                suite.run(&title, target, &["--workspace", "--test", target])
             })
             .collect::<Vec<_>>()
     };
@@ -122,21 +135,31 @@ fn nodes(total: &mut Count, targets: &[String], filter: Option<&str>) {
     });
 }
 
-/// Runs cargo test once; what cannot be run is one failed test.
-fn suite(title: &str, mark: &str, arguments: &[&str], filter: Option<&str>, nodes: bool) -> Count {
-    let mut counted = Count::default();
-    let ran = step(title, || {
-        counted = cargo_test(mark, arguments, filter, nodes)?;
-        say(format!("{} passed, {} failed", counted.passed, counted.failed));
-        if counted.failed > 0 { bail!("{} tests failed", counted.failed) } else { Ok(()) }
-    });
-    if let Err(error) = ran
-        && counted.failed == 0
-    {
-        say(format!("{error:#}"));
-        counted.failed = 1;
+/// How cargo test is to be run.
+#[derive(Debug, Clone, Copy)]
+struct Suite<'a> {
+    filter: Option<&'a str>,
+    nodes: bool,
+    full: bool,
+}
+
+impl Suite<'_> {
+    /// Runs cargo test once; what cannot be run is one failed test.
+    fn run(self, title: &str, mark: &str, arguments: &[&str]) -> Count {
+        let mut counted = Count::default();
+        let ran = step(title, || {
+            counted = cargo_test(mark, arguments, self)?;
+            say(format!("{} passed, {} failed", counted.passed, counted.failed));
+            if counted.failed > 0 { bail!("{} tests failed", counted.failed) } else { Ok(()) }
+        });
+        if let Err(error) = ran
+            && counted.failed == 0
+        {
+            say(format!("{error:#}"));
+            counted.failed = 1;
+        }
+        counted
     }
-    counted
 }
 
 fn prepare() -> Result<()> {
@@ -165,18 +188,21 @@ fn targets() -> Result<Vec<String>> {
     Ok(of("lvprov-tests").chain(of("xtask")).collect())
 }
 
-fn cargo_test(mark: &str, arguments: &[&str], filter: Option<&str>, nodes: bool) -> Result<Count> {
+fn cargo_test(mark: &str, arguments: &[&str], suite: Suite<'_>) -> Result<Count> {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    if nodes {
+    if suite.nodes {
         cargo.env("LVPROV_TESTBED", "1").env("LVPROV_XTASK", xtask_binary()?);
     } else {
-        cargo.env_remove("LVPROV_TESTBED");
+        cargo.env_remove("LVPROV_TESTBED").env(FUZZ_SECONDS, SHORT_FUZZ);
+    }
+    if suite.full {
+        cargo.env(ROUNDS, FULL_ROUNDS);
     }
     let mut child = cargo
         .current_dir(paths::repository())
         .args(["test", "--no-fail-fast"])
         .args(arguments)
-        .args(filter)
+        .args(suite.filter)
         .env("CARGO_TERM_COLOR", "never")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -198,7 +224,7 @@ fn cargo_test(mark: &str, arguments: &[&str], filter: Option<&str>, nodes: bool)
         let mut last = Instant::now();
         for line in stdout.map(BufReader::new).into_iter().flat_map(BufRead::lines).map_while(Result::ok) {
             // Tests on nodes run one by one: the time since the last line is the test's.
-            if nodes && line.starts_with("test ") && !line.starts_with("test result") {
+            if suite.nodes && line.starts_with("test ") && !line.starts_with("test result") {
                 println!("{mark}{line} ({:.1} s)", last.elapsed().as_secs_f64());
             } else {
                 println!("{mark}{line}");

@@ -40,20 +40,33 @@ pub fn directory(profile: Profile) -> PathBuf {
 /// # Errors
 /// When cargo does; its output goes to standard error.
 pub fn build(profile: Profile) -> Result<PathBuf> {
+    run(match profile {
+        // All at once, so that tests find everything compiled with the same features.
+        Profile::Debug => &["--workspace"],
+        // Nothing but what each program asks for.
+        Profile::Release => &["--release", "--package", "lvprov", "--package", "lvprov-flexvolume"],
+    })?;
+    Ok(directory(profile))
+}
+
+/// As [`build`], and only `lvprov-flexvolume`.
+///
+/// # Errors
+/// When cargo does; its output goes to standard error.
+pub fn build_driver(profile: Profile) -> Result<PathBuf> {
+    run(match profile {
+        Profile::Debug => &["--package", "lvprov-flexvolume"],
+        Profile::Release => &["--release", "--package", "lvprov-flexvolume"],
+    })?;
+    Ok(directory(profile))
+}
+
+fn run(what: &[&str]) -> Result<()> {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo
-        .current_dir(paths::repository())
-        .args(["build", "--quiet", "--bins"])
-        // Debug: all at once, so that tests find everything compiled with the
-        // same features. Release: nothing but what each program asks for.
-        .args(match profile {
-            Profile::Debug => ["--workspace"].as_slice(),
-            Profile::Release => &["--release", "--package", "lvprov", "--package", "lvprov-flexvolume"],
-        })
-        .stdout(io::stderr());
+    cargo.current_dir(paths::repository()).args(["build", "--quiet", "--bins"]).args(what).stdout(io::stderr());
     let status = cargo.status().context("cannot run cargo")?;
     if !status.success() {
         bail!("the binaries for the nodes do not build; --no-build takes what there is");
     }
-    Ok(directory(profile))
+    Ok(())
 }
