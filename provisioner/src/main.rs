@@ -31,6 +31,8 @@ enum Command {
     Gc(admin::gc::Args),
     /// Lists the volumes of all nodes.
     Volumes(admin::volumes::Args),
+    /// Lists the log volumes of all nodes, and what pods have in them.
+    Logs(admin::logs::Args),
     /// Lists the volume groups of all nodes.
     Capacity(admin::capacity::Args),
 }
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
         Command::Certificates(args) => certificates::run(&args).map_err(Into::into),
         Command::Gc(args) => admin::gc::run(args).map_err(Into::into),
         Command::Volumes(args) => admin::volumes::run(args).map_err(Into::into),
+        Command::Logs(args) => admin::logs::run(args).map_err(Into::into),
         Command::Capacity(args) => admin::capacity::run(args).map_err(Into::into),
     };
     match done {

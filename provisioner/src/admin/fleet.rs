@@ -55,6 +55,12 @@ impl Fleet {
         Self { nodes, port, tls }
     }
 
+    /// The one node of this name. None: there is none.
+    pub fn only(mut self, name: &str) -> Option<Self> {
+        self.nodes.retain(|node| node.name == name);
+        (!self.nodes.is_empty()).then_some(self)
+    }
+
     /// All nodes.
     pub fn nodes(&self) -> &[FleetNode] {
         &self.nodes
