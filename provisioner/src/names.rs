@@ -30,6 +30,10 @@ pub const CONTROLLER_TLS_SECRET: &str = "lvprov-controller-tls";
 /// Secret with the nodes' certificate and the controller's CA.
 pub const NODE_TLS_SECRET: &str = "lvprov-node-tls";
 
+/// Written by kubelet on the mirror of a static pod: the UID under which it
+/// runs on its node, which is another than that in the API.
+pub const STATIC_POD_UID: &str = "kubernetes.io/config.hash";
+
 /// Keys of a volume's context: what CreateVolume answers, and what kubelet adds.
 pub mod context {
     /// Namespace of the claim.

@@ -22,6 +22,7 @@ use lvprov::node::inventory::PodsDirectory;
 use lvprov::node::served::Served;
 use lvprov::node::server::{self, Shared};
 use lvprov::node::sockets::{Paths, Socket};
+use lvprov::node::trouble::Failing;
 use lvprov::tls::TlsFiles;
 use lvprov_proto::csi::controller_client::ControllerClient;
 use lvprov_proto::csi::identity_client::IdentityClient;
@@ -92,6 +93,7 @@ impl Bench {
             served: Served::new(&[VgName::parse("vg0").unwrap()]),
             pods: PodsDirectory::new(&at("kubelet")),
             capacity,
+            failing: Failing::none(),
             in_progress: Arc::clone(&in_progress),
         };
 

@@ -9,7 +9,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 use xtask::testbed::Node;
 
-pub const TESTS: [Test<Node>; 13] = [
+pub const TESTS: [Test<Node>; 14] = [
     ("service::a_creation_is_one_change_and_one_report", one_creation),
     ("service::the_same_request_is_the_same_volume", same_request),
     ("service::a_volume_in_use_anywhere_is_not_removed", in_use),
@@ -23,6 +23,7 @@ pub const TESTS: [Test<Node>; 13] = [
     ("service::inventory_shows_everything_of_ours", inventory),
     ("service::collect_removes_what_it_is_told_and_no_more", collect),
     ("service::log_volumes_are_mounted_again_after_a_reboot", logs_after_reboot),
+    ("service::unmounts_that_keep_failing_are_told", failing_unmounts),
 ];
 
 const MIB: u64 = 1 << 20;
@@ -473,5 +474,37 @@ fn logs_after_reboot(node: &Node) -> Result<()> {
     node.sh(
         "for i in $(seq 100); do test -e /var/log/lvprov/service/again/web-a/app.log && exit; sleep 0.1; done; exit 1",
     )?;
+    Ok(())
+}
+
+fn failing_unmounts(node: &Node) -> Result<()> {
+    let service = Service::start(node)?;
+    let call = Call::log("service", "web-a", "service-9", "busy");
+    call.mount(node)?.success()?;
+    let pid = node.sh(&format!("cd {}; sleep 600 < /dev/null > /dev/null 2>&1 & echo $!", call.directory()))?;
+    let pid = pid.trim();
+    let told = |wanted: usize| {
+        let begun = Instant::now();
+        loop {
+            let report = service.ask(&["watch", "1"])?;
+            let failing = report["failing"].as_array().context("failing")?;
+            if failing.len() == wanted {
+                return Ok(failing.clone());
+            }
+            ensure!(begun.elapsed() < Duration::from_secs(60), "{report}");
+            sleep(Duration::from_millis(100));
+        }
+    };
+    for _ in 0..3 {
+        call.unmount(node)?.failure(&["cannot unmount", "busy"])?;
+    }
+    let failing = &told(1)?[0];
+    ensure!(failing["uid"] == "service-9" && failing["target"] == call.directory(), "{failing}");
+    ensure!(failing["users"] == serde_json::json!([format!("process {pid} (sleep)")]), "{failing}");
+    node.sh(&format!("kill {pid}; while test -d /proc/{pid}; do sleep 0.05; done"))?;
+    call.unmount(node)?.success()?;
+    told(0)?;
+    let left = node.sh("ls -A /run/lvprov/unmounts")?;
+    ensure!(left.trim().is_empty(), "{left}");
     Ok(())
 }

@@ -142,7 +142,11 @@ mod tests {
             free_bytes: free << 30,
             extent_bytes: 4 << 20,
         };
-        let report = |node: &str, volume_groups| CapacityReport { node: node.into(), volume_groups };
+        let report = |node: &str, volume_groups| CapacityReport {
+            node: node.into(),
+            volume_groups,
+            ..CapacityReport::default()
+        };
         let text = Report::new(vec![
             Answer { node: node("a"), result: Ok(report("a", vec![group("hdd", 100, 50), group("vg0", 20, 5)])) },
             Answer { node: node("b"), result: Err("connection refused".into()) },

@@ -18,6 +18,7 @@ pub mod delete_volume;
 pub mod expand_volume;
 pub mod identity;
 pub mod in_progress;
+pub mod inotify;
 pub mod inventory;
 pub mod namespace;
 pub mod publish;
@@ -25,6 +26,7 @@ pub mod registration;
 pub mod served;
 pub mod server;
 pub mod sockets;
+pub mod trouble;
 pub mod volume_id;
 
 use std::future::Future;
@@ -36,6 +38,7 @@ use std::sync::Arc;
 use lvm::Lvm;
 use lvm::config::{ConfigError, NodeConfig};
 use lvm::names::VgName;
+use lvm::trouble::Notes;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -168,12 +171,14 @@ async fn serve(args: Args, lvm: Lvm, tls: ServerTlsConfig) -> Result<(), NodeErr
         let (lvm, served) = (Arc::clone(&lvm), served.clone());
         move || Ok(lvm.volume_groups()?.into_iter().filter(|group| served.includes(&group.name)).collect())
     });
+    let (troubles, failing) = trouble::Watcher::new(Notes::default());
     let shared = Shared {
         node_name: args.node_name.clone(),
         lvm: Arc::clone(&lvm),
         served,
         pods: PodsDirectory::new(&args.kubelet_root),
         capacity,
+        failing,
         in_progress,
     };
 
@@ -192,6 +197,8 @@ async fn serve(args: Args, lvm: Lvm, tls: ServerTlsConfig) -> Result<(), NodeErr
 
     let log_lvm = Arc::clone(&lvm);
     tokio::task::spawn_blocking(move || mount_logs(&log_lvm));
+    // Ends with the runtime.
+    tokio::spawn(troubles.run());
     let ended = tokio::select! {
         () = asked_to_stop => Ok(()),
         // Capacity that is not kept up to date misleads the scheduler: better to be restarted.

@@ -26,6 +26,7 @@ use super::in_progress::InProgress;
 use super::inventory::PodsDirectory;
 use super::registration::RegistrationService;
 use super::served::Served;
+use super::trouble::Failing;
 
 /// A peer that does not answer for this long is asked whether it lives…
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -45,6 +46,8 @@ pub struct Shared {
     pub pods: PodsDirectory,
     /// What the groups hold.
     pub capacity: Capacity,
+    /// Unmounts that keep failing.
+    pub failing: Failing,
     /// What is being done.
     pub in_progress: Arc<InProgress>,
 }
@@ -59,7 +62,7 @@ pub async fn serve_controller(
     tls: ServerTlsConfig,
     stop: CancellationToken,
 ) -> Result<(), Error> {
-    let Shared { node_name, lvm, served, pods, capacity, in_progress } = shared;
+    let Shared { node_name, lvm, served, pods, capacity, failing, in_progress } = shared;
     let controller = ControllerService::new(
         &node_name,
         Arc::clone(&lvm),
@@ -67,7 +70,7 @@ pub async fn serve_controller(
         capacity.clone(),
         Arc::clone(&in_progress),
     );
-    let admin = AdminService::new(&node_name, lvm, served, pods, capacity.clone(), in_progress);
+    let admin = AdminService::new(&node_name, lvm, served, pods, capacity.clone(), failing, in_progress);
     Server::builder()
         .tls_config(tls)?
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))

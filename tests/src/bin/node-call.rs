@@ -185,11 +185,19 @@ async fn watch(channel: Channel, messages: usize, patience: Duration) -> Result<
     for _ in 0..messages {
         let Ok(message) = tokio::time::timeout(patience, stream.message()).await else { return Ok(()) };
         let Some(report) = message? else { bail!("the stream has ended") };
+        let failing: Vec<Value> = report
+            .failing_unmounts
+            .iter()
+            .map(|unmount| {
+                json!({"uid": unmount.pod_uid, "target": unmount.target, "message": unmount.message,
+                       "users": unmount.users, "count": unmount.count})
+            })
+            .collect();
         for group in report.volume_groups {
             println!(
                 "{}",
                 json!({"node": report.node, "vg": group.name, "size": group.size_bytes,
-                       "free": group.free_bytes, "extent": group.extent_bytes})
+                       "free": group.free_bytes, "extent": group.extent_bytes, "failing": failing})
             );
         }
     }
