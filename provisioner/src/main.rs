@@ -25,7 +25,7 @@ enum Command {
     Node(node::Args),
     /// Installs the FlexVolume driver where kubelet finds it.
     InstallDriver(installer::Args),
-    /// Prints the Secrets with the certificates of controller and nodes.
+    /// Prints the Secrets with the certificates of controller, nodes and metrics.
     Certificates(certificates::Args),
     /// Lists what nothing owns any more; removes it with --apply.
     Gc(admin::gc::Args),

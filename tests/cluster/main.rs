@@ -8,6 +8,7 @@ mod crash;
 mod gc;
 mod growth;
 mod logs;
+mod metrics;
 mod unmounts;
 
 use anyhow::Result;
@@ -24,6 +25,7 @@ fn main() {
     tests.extend(capacity::TESTS);
     tests.extend(bad_input::TESTS);
     tests.extend(logs::TESTS);
+    tests.extend(metrics::TESTS);
     tests.extend(unmounts::TESTS);
     tests.extend(gc::TESTS);
     tests.extend(crash::TESTS);
