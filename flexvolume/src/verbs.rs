@@ -10,6 +10,7 @@ use lvm::logs::{LogError, PublishLog};
 use lvm::mounts::{self, BindOptions, UnmountError};
 use lvm::names::{NameError, NodeName};
 use lvm::options::{Options, OptionsError};
+use lvm::trouble::Notes;
 use std::ffi::OsString;
 use std::time::Instant;
 
@@ -160,7 +161,11 @@ pub fn unmount(args: &[OsString], called: Called, line: &mut Line) -> Result<(),
     let target = PodPath::parse(directory)?;
     line.of(&target);
     let lvm = called.lvm_anyway();
-    let gone = lvm.unmount(&target.path)?;
+    let notes = Notes::default();
+    let gone = lvm
+        .unmount(&target.path)
+        .inspect_err(|error| notes.note_failed_unmount(&target.path, &target.uid, &error.to_string()))?;
+    notes.clear(&target.path);
     line.changed = !gone.is_empty();
     for mount in &gone {
         // A record that cannot be written only begins the retention earlier; the unmount is done.

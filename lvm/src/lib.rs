@@ -17,6 +17,7 @@ pub mod quota;
 mod repair;
 pub mod report;
 pub mod size;
+pub mod trouble;
 pub mod volume;
 mod xattr;
 

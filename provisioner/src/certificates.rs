@@ -1,6 +1,7 @@
-//! `lvprov certificates`: makes the certificates of controller and nodes.
+//! `lvprov certificates`: makes the certificates of controller, nodes, and
+//! whoever reads the nodes' metrics.
 //!
-//! Two certificate authorities, one leaf each; see [`crate::tls`] for why. The
+//! Three certificate authorities, one leaf each; see [`crate::tls`] for why. The
 //! authorities' keys exist only inside one call: nothing can be signed later,
 //! so the certificates are renewed by making all of them anew.
 
@@ -15,13 +16,17 @@ use rcgen::{
 };
 use time::{Duration, OffsetDateTime};
 
-use crate::names::{CONTROLLER_TLS_SECRET, NAMESPACE, NODE_SERVER_NAME, NODE_TLS_SECRET};
+use crate::names::{CONTROLLER_TLS_SECRET, METRICS_TLS_SECRET, NAMESPACE, NODE_SERVER_NAME, NODE_TLS_SECRET};
+use crate::tls::METRICS_CA;
 
 /// Clocks of a cluster differ: certificates are valid this much earlier.
 const CLOCK_SKEW: Duration = Duration::hours(1);
 
 /// The name in the controller's certificate. Nodes check the CA, not the name.
 const CONTROLLER_NAME: &str = "controller.lvprov.io";
+
+/// The name in the certificate that reads metrics. Nodes check the CA here, too.
+const METRICS_NAME: &str = "metrics.lvprov.io";
 
 /// What `lvprov certificates` is told.
 #[derive(Debug, clap::Args)]
@@ -32,7 +37,8 @@ pub struct Args {
     /// How long the certificates are valid
     #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u16).range(1..=3650))]
     pub days: u16,
-    /// Write files to DIR/controller and DIR/node instead of printing Secrets
+    /// Write files to DIR/controller, DIR/node and DIR/metrics instead of
+    /// printing Secrets
     #[arg(long, value_name = "DIR")]
     pub directory: Option<PathBuf>,
 }
@@ -71,17 +77,21 @@ pub struct Material {
     pub key: String,
     /// The CA that the other side's certificate is signed by.
     pub ca: String,
+    /// The CA of those that may read metrics. Nodes only.
+    pub metrics_ca: Option<String>,
 }
 
-/// A matching pair of both sides.
-pub struct Pair {
+/// Matching certificates of all sides.
+pub struct Certificates {
     /// For the controller and the admin's commands.
     pub controller: Material,
     /// For all nodes.
     pub node: Material,
+    /// For Prometheus.
+    pub metrics: Material,
 }
 
-impl Pair {
+impl Certificates {
     /// Makes new authorities and one certificate from each.
     ///
     /// # Errors
@@ -89,28 +99,33 @@ impl Pair {
     pub fn generate(days: u16) -> Result<Self, CertificatesError> {
         let controller_ca = authority("lvprov controller CA", days)?;
         let node_ca = authority("lvprov node CA", days)?;
+        let metrics_ca = authority("lvprov metrics CA", days)?;
         let (controller, controller_key) =
             leaf(CONTROLLER_NAME, ExtendedKeyUsagePurpose::ClientAuth, &controller_ca, days)?;
         let (node, node_key) = leaf(NODE_SERVER_NAME, ExtendedKeyUsagePurpose::ServerAuth, &node_ca, days)?;
+        let (metrics, metrics_key) = leaf(METRICS_NAME, ExtendedKeyUsagePurpose::ClientAuth, &metrics_ca, days)?;
+        let material = |certificate, key, ca: &str| Material { certificate, key, ca: ca.to_owned(), metrics_ca: None };
         Ok(Self {
-            controller: Material { certificate: controller, key: controller_key, ca: node_ca.pem() },
-            node: Material { certificate: node, key: node_key, ca: controller_ca.pem() },
+            controller: material(controller, controller_key, &node_ca.pem()),
+            node: Material { metrics_ca: Some(metrics_ca.pem()), ..material(node, node_key, &controller_ca.pem()) },
+            metrics: material(metrics, metrics_key, &node_ca.pem()),
         })
     }
 
-    /// Both as Secrets, to be given to `kubectl apply -f -`.
+    /// All as Secrets, to be given to `kubectl apply -f -`.
     pub fn to_yaml(&self, namespace: &str) -> String {
-        format!(
-            "{}---\n{}",
+        [
             self.controller.secret(CONTROLLER_TLS_SECRET, namespace),
-            self.node.secret(NODE_TLS_SECRET, namespace)
-        )
+            self.node.secret(NODE_TLS_SECRET, namespace),
+            self.metrics.secret(METRICS_TLS_SECRET, namespace),
+        ]
+        .join("---\n")
     }
 }
 
 impl Material {
-    /// Writes `tls.crt`, `tls.key` and `ca.crt`; the directory is made if need
-    /// be, and only its owner may read the key.
+    /// Writes `tls.crt`, `tls.key`, `ca.crt` and, of a node, `metrics-ca.crt`;
+    /// the directory is made if need be, and only its owner may read the key.
     ///
     /// # Errors
     /// When one of them cannot be written.
@@ -134,8 +149,11 @@ impl Material {
         Ok(())
     }
 
-    fn files(&self) -> [(&'static str, &str, u32); 3] {
-        [("tls.crt", &self.certificate, 0o644), ("tls.key", &self.key, 0o600), ("ca.crt", &self.ca, 0o644)]
+    fn files(&self) -> impl Iterator<Item = (&'static str, &str, u32)> {
+        let always =
+            [("tls.crt", &self.certificate, 0o644), ("tls.key", &self.key, 0o600), ("ca.crt", &self.ca, 0o644)];
+        let of_node = self.metrics_ca.as_ref().map(|ca| (METRICS_CA, ca, 0o644));
+        always.into_iter().chain(of_node).map(|(name, content, mode)| (name, content.as_str(), mode))
     }
 
     fn secret(&self, name: &str, namespace: &str) -> String {
@@ -165,13 +183,14 @@ pub fn run(args: &Args) -> Result<(), CertificatesError> {
     if !is_dns_label(&args.namespace) {
         return Err(CertificatesError::Namespace(args.namespace.clone()));
     }
-    let pair = Pair::generate(args.days)?;
+    let made = Certificates::generate(args.days)?;
     if let Some(dir) = &args.directory {
-        pair.controller.write(&dir.join("controller"))?;
-        return pair.node.write(&dir.join("node"));
+        made.controller.write(&dir.join("controller"))?;
+        made.node.write(&dir.join("node"))?;
+        return made.metrics.write(&dir.join("metrics"));
     }
     io::stdout()
-        .write_all(pair.to_yaml(&args.namespace).as_bytes())
+        .write_all(made.to_yaml(&args.namespace).as_bytes())
         .map_err(|source| CertificatesError::Write { path: "standard output".into(), source })
 }
 
@@ -272,8 +291,8 @@ mod tests {
 
     #[test]
     fn controller_and_node_accept_each_other_only() {
-        let ours = Pair::generate(1).unwrap();
-        let others = Pair::generate(1).unwrap();
+        let ours = Certificates::generate(1).unwrap();
+        let others = Certificates::generate(1).unwrap();
         handshake(&ours.node, &ours.controller, NODE_SERVER_NAME).unwrap();
 
         let refused =
@@ -285,6 +304,7 @@ mod tests {
             certificate: others.controller.certificate.clone(),
             key: others.controller.key.clone(),
             ca: ours.controller.ca.clone(),
+            metrics_ca: None,
         };
         let text = refused(&ours.node, &disguised, NODE_SERVER_NAME);
         assert!(text.contains("invalid peer certificate"), "{text}");
@@ -293,8 +313,12 @@ mod tests {
             certificate: ours.node.certificate.clone(),
             key: ours.node.key.clone(),
             ca: ours.controller.ca.clone(),
+            metrics_ca: None,
         };
         let text = refused(&ours.node, &node_as_caller, NODE_SERVER_NAME);
+        assert!(text.contains("invalid peer certificate"), "{text}");
+        // Who may read metrics may not call.
+        let text = refused(&ours.node, &ours.metrics, NODE_SERVER_NAME);
         assert!(text.contains("invalid peer certificate"), "{text}");
         // A node of another installation, and a name that is not a node's.
         let text = refused(&others.node, &ours.controller, NODE_SERVER_NAME);
@@ -306,24 +330,27 @@ mod tests {
             certificate: ours.controller.certificate.clone(),
             key: ours.controller.key.clone(),
             ca: ours.node.ca.clone(),
+            metrics_ca: None,
         };
         refused(&controller_as_node, &ours.controller, NODE_SERVER_NAME);
     }
 
     #[test]
     fn secrets_hold_the_files_and_no_authority_key() {
-        let pair = Pair::generate(1).unwrap();
-        let yaml = pair.to_yaml("storage");
+        let made = Certificates::generate(1).unwrap();
+        let yaml = made.to_yaml("storage");
         let mut documents = yaml.split("---\n");
         // PEM lines are dashes too: take the separator only at a line's start.
         assert!(documents.next().unwrap().starts_with("apiVersion: v1\n"));
-        assert_eq!(yaml.matches("kind: Secret\n").count(), 2);
-        assert_eq!(yaml.matches("  namespace: storage\n").count(), 2);
-        assert_eq!(yaml.matches("PRIVATE KEY-----").count(), 4);
-        assert_eq!(yaml.matches("BEGIN CERTIFICATE").count(), 4);
-        for name in ["lvprov-controller-tls", "lvprov-node-tls"] {
+        assert_eq!(yaml.matches("kind: Secret\n").count(), 3);
+        assert_eq!(yaml.matches("  namespace: storage\n").count(), 3);
+        assert_eq!(yaml.matches("PRIVATE KEY-----").count(), 6);
+        assert_eq!(yaml.matches("BEGIN CERTIFICATE").count(), 7);
+        for name in ["lvprov-controller-tls", "lvprov-node-tls", "lvprov-metrics-tls"] {
             assert!(yaml.contains(&format!("  name: {name}\n")), "{yaml}");
         }
+        // Only nodes have anybody to trust with their metrics.
+        assert_eq!(yaml.matches("  metrics-ca.crt: |\n").count(), 1);
         for line in yaml.lines().filter(|line| !line.starts_with("    ")) {
             assert!(line == "---" || line.contains(':'), "{line:?}");
         }
@@ -334,7 +361,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let args = Args { namespace: "lvprov-system".into(), days: 1, directory: Some(dir.path().to_owned()) };
         run(&args).unwrap();
-        for side in ["controller", "node"] {
+        for side in ["controller", "node", "metrics"] {
             crate::tls::TlsFiles::load(&dir.path().join(side)).unwrap();
             let key = fs::metadata(dir.path().join(side).join("tls.key")).unwrap();
             assert_eq!(key.permissions().mode() & 0o777, 0o600);

@@ -25,12 +25,14 @@ enum Command {
     Node(node::Args),
     /// Installs the FlexVolume driver where kubelet finds it.
     InstallDriver(installer::Args),
-    /// Prints the Secrets with the certificates of controller and nodes.
+    /// Prints the Secrets with the certificates of controller, nodes and metrics.
     Certificates(certificates::Args),
     /// Lists what nothing owns any more; removes it with --apply.
     Gc(admin::gc::Args),
     /// Lists the volumes of all nodes.
     Volumes(admin::volumes::Args),
+    /// Lists the log volumes of all nodes, and what pods have in them.
+    Logs(admin::logs::Args),
     /// Lists the volume groups of all nodes.
     Capacity(admin::capacity::Args),
 }
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
         Command::Certificates(args) => certificates::run(&args).map_err(Into::into),
         Command::Gc(args) => admin::gc::run(args).map_err(Into::into),
         Command::Volumes(args) => admin::volumes::run(args).map_err(Into::into),
+        Command::Logs(args) => admin::logs::run(args).map_err(Into::into),
         Command::Capacity(args) => admin::capacity::run(args).map_err(Into::into),
     };
     match done {

@@ -13,6 +13,9 @@ pub const TOPOLOGY_NODE: &str = "topology.lvprov.io/node";
 /// TCP port of the node service.
 pub const NODE_PORT: u16 = 9808;
 
+/// TCP port of the node service's metrics.
+pub const METRICS_PORT: u16 = 9809;
+
 /// The name in every node's certificate. Nodes are called by IP address, so
 /// this is what the controller checks instead.
 pub const NODE_SERVER_NAME: &str = "node.lvprov.io";
@@ -29,6 +32,13 @@ pub const CONTROLLER_TLS_SECRET: &str = "lvprov-controller-tls";
 
 /// Secret with the nodes' certificate and the controller's CA.
 pub const NODE_TLS_SECRET: &str = "lvprov-node-tls";
+
+/// Secret with a certificate to read the nodes' metrics with, and the nodes' CA.
+pub const METRICS_TLS_SECRET: &str = "lvprov-metrics-tls";
+
+/// Written by kubelet on the mirror of a static pod: the UID under which it
+/// runs on its node, which is another than that in the API.
+pub const STATIC_POD_UID: &str = "kubernetes.io/config.hash";
 
 /// Keys of a volume's context: what CreateVolume answers, and what kubelet adds.
 pub mod context {

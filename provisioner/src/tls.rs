@@ -1,9 +1,11 @@
 //! Mutual TLS between controller and nodes, with certificates from files.
 //!
-//! There are two certificate authorities. Nodes trust only the one that signed
+//! There are three certificate authorities. Nodes trust only the one that signed
 //! the controller's certificate, the controller trusts only the one that
 //! signed the nodes'. So a node's certificate, which every node holds, cannot
-//! be used to call another node.
+//! be used to call another node. The third signs certificates that only read
+//! metrics: nodes trust it on their metrics port and nowhere else, so that the
+//! handshake alone tells who may do what.
 
 use std::fs;
 use std::io;
@@ -13,6 +15,9 @@ use std::time::Duration;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
 
 use crate::names::NODE_SERVER_NAME;
+
+/// File with the CA of the certificates that may read metrics.
+pub const METRICS_CA: &str = "metrics-ca.crt";
 
 /// How long a peer may take for its side of the handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -45,13 +50,15 @@ pub enum TlsError {
     },
 }
 
-/// Own certificate and key, and whom to trust: `tls.crt`, `tls.key` and
-/// `ca.crt` of one directory, as a mounted Secret has them.
+/// Own certificate and key, and whom to trust: `tls.crt`, `tls.key`, `ca.crt`
+/// and, on a node, `metrics-ca.crt` of one directory, as a mounted Secret has
+/// them.
 #[derive(Clone)]
 pub struct TlsFiles {
     certificate: Vec<u8>,
     key: Vec<u8>,
     ca: Vec<u8>,
+    metrics_ca: Option<Vec<u8>>,
 }
 
 // Not derived: the key must never reach a log.
@@ -62,24 +69,45 @@ impl std::fmt::Debug for TlsFiles {
 }
 
 impl TlsFiles {
-    /// Reads the three files.
+    /// Reads the files. `metrics-ca.crt` may be missing.
     ///
     /// # Errors
-    /// When one is missing, or plainly not PEM of its kind.
+    /// When another one is missing, or one is plainly not PEM of its kind.
     pub fn load(dir: &Path) -> Result<Self, TlsError> {
+        let metrics_ca = match read(dir, METRICS_CA, "CERTIFICATE") {
+            Err(TlsError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
+            other => Some(other?),
+        };
         Ok(Self {
             certificate: read(dir, "tls.crt", "CERTIFICATE")?,
             key: read(dir, "tls.key", "PRIVATE KEY")?,
             ca: read(dir, "ca.crt", "CERTIFICATE")?,
+            metrics_ca,
         })
     }
 
     /// For the node service: callers must have a certificate of the
     /// controller's CA.
     pub fn server_config(&self) -> ServerTlsConfig {
+        self.trusting(Certificate::from_pem(&self.ca))
+    }
+
+    /// For the metrics of the node service: readers must have a certificate of
+    /// the metrics CA, or of the controller's. Where there is no metrics CA,
+    /// only the controller's will do.
+    pub fn metrics_config(&self) -> ServerTlsConfig {
+        let mut both = self.ca.clone();
+        if let Some(metrics) = &self.metrics_ca {
+            both.push(b'\n');
+            both.extend_from_slice(metrics);
+        }
+        self.trusting(Certificate::from_pem(both))
+    }
+
+    fn trusting(&self, callers: Certificate) -> ServerTlsConfig {
         ServerTlsConfig::new()
             .identity(self.identity())
-            .client_ca_root(Certificate::from_pem(&self.ca))
+            .client_ca_root(callers)
             .client_auth_optional(false)
             .timeout(HANDSHAKE_TIMEOUT)
     }

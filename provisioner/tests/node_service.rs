@@ -10,11 +10,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use http_body_util::BodyExt;
 use lvm::Lvm;
 use lvm::config::NodeConfig;
 use lvm::names::VgName;
 use lvm::report::VolumeGroup;
-use lvprov::certificates::{Material, Pair};
+use lvm::trouble::Notes;
+use lvprov::certificates::{Certificates, Material};
 use lvprov::names::{DRIVER, MEANT_NODE, NODE_SERVER_NAME, TOPOLOGY_NODE, parameters};
 use lvprov::node::capacity::Reporter;
 use lvprov::node::in_progress::InProgress;
@@ -22,6 +24,7 @@ use lvprov::node::inventory::PodsDirectory;
 use lvprov::node::served::Served;
 use lvprov::node::server::{self, Shared};
 use lvprov::node::sockets::{Paths, Socket};
+use lvprov::node::trouble::Failing;
 use lvprov::tls::TlsFiles;
 use lvprov_proto::csi::controller_client::ControllerClient;
 use lvprov_proto::csi::identity_client::IdentityClient;
@@ -47,6 +50,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Streaming};
+use tower::{Service, ServiceExt};
 
 const NODE: &str = "n1";
 const UID: &str = "0f0e7f0a-1111-4222-8333-444455556666";
@@ -56,8 +60,9 @@ const SOON: Duration = Duration::from_secs(10);
 /// A node service with one volume group, whose free space is read from a file.
 struct Bench {
     directory: TempDir,
-    pair: Pair,
+    certificates: Certificates,
     address: SocketAddr,
+    metrics: SocketAddr,
     paths: Paths,
     in_progress: Arc<InProgress>,
     stop: CancellationToken,
@@ -72,9 +77,9 @@ impl Bench {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         fs::create_dir(at("backup")).unwrap();
-        let pair = Pair::generate(1).unwrap();
-        pair.node.write(&at("node")).unwrap();
-        pair.controller.write(&at("controller")).unwrap();
+        let certificates = Certificates::generate(1).unwrap();
+        certificates.node.write(&at("node")).unwrap();
+        certificates.controller.write(&at("controller")).unwrap();
         let tls = TlsFiles::load(&at("node")).unwrap();
 
         let free = at("free");
@@ -92,6 +97,8 @@ impl Bench {
             served: Served::new(&[VgName::parse("vg0").unwrap()]),
             pods: PodsDirectory::new(&at("kubelet")),
             capacity,
+            failing: Failing::none(),
+            notes: Notes::at(&at("unmounts")),
             in_progress: Arc::clone(&in_progress),
         };
 
@@ -100,24 +107,49 @@ impl Bench {
         let address = listener.local_addr().unwrap();
         let server =
             tokio::spawn(server::serve_controller(shared.clone(), listener, tls.server_config(), stop.clone()));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let metrics = listener.local_addr().unwrap();
+        tokio::spawn(server::serve_metrics(shared.clone(), listener, tls.metrics_config(), stop.clone()));
         let paths = Paths::new(&at("kubelet"));
         let (csi, listener) = Socket::bind(&paths.csi).unwrap();
         tokio::spawn(server::serve_kubelet(shared, listener, stop.clone()));
         let (registration, listener) = Socket::bind(&paths.registration).unwrap();
         let (endpoint, stopped) = (paths.csi.clone(), stop.clone());
         tokio::spawn(async move { server::serve_registration(&endpoint, listener, stopped).await });
-        Self { directory, pair, address, paths, in_progress, stop, reporter, server, _sockets: [csi, registration] }
+        let _sockets = [csi, registration];
+        Self { directory, certificates, address, metrics, paths, in_progress, stop, reporter, server, _sockets }
     }
 
     async fn connect(&self, tls: ClientTlsConfig) -> Result<Channel, tonic::transport::Error> {
-        let endpoint = Endpoint::from_shared(format!("https://{}", self.address)).unwrap();
+        self.connect_to(self.address, tls).await
+    }
+
+    async fn connect_to(&self, address: SocketAddr, tls: ClientTlsConfig) -> Result<Channel, tonic::transport::Error> {
+        let endpoint = Endpoint::from_shared(format!("https://{address}")).unwrap();
         endpoint.tls_config(tls).unwrap().connect_timeout(SOON).timeout(SOON).connect().await
+    }
+
+    /// What a reader of metrics with these certificates gets. None: no answer.
+    async fn read(&self, path: &'static str, tls: ClientTlsConfig) -> Option<(u16, String)> {
+        let mut channel = self.connect_to(self.metrics, tls).await.ok()?;
+        channel.ready().await.ok()?;
+        let request = http::Request::get(path).body(tonic::body::Body::empty()).unwrap();
+        let answer = channel.call(request).await.ok()?;
+        let status = answer.status().as_u16();
+        let body = answer.into_body().collect().await.ok()?.to_bytes();
+        Some((status, String::from_utf8(body.to_vec()).unwrap()))
     }
 
     /// As the controller does.
     async fn controller(&self) -> Channel {
         let files = TlsFiles::load(&self.directory.path().join("controller")).unwrap();
         self.connect(files.client_config()).await.unwrap()
+    }
+
+    /// The stream of capacity.
+    async fn reports(&self) -> Streaming<CapacityReport> {
+        let mut admin = NodeAdminClient::new(self.controller().await);
+        admin.watch_capacity(WatchCapacityRequest {}).await.unwrap().into_inner()
     }
 
     fn set_free(&self, bytes: u64) {
@@ -199,14 +231,15 @@ fn create(vg: &str, node: &str) -> CreateVolumeRequest {
 #[tokio::test]
 async fn only_the_controller_gets_an_answer() {
     let bench = Bench::start().await;
-    let ours = &bench.pair;
-    let others = Pair::generate(1).unwrap();
+    let ours = &bench.certificates;
+    let others = Certificates::generate(1).unwrap();
     let node_ca = &ours.controller.ca;
     assert!(bench.answers(caller(Some(&ours.controller), node_ca, NODE_SERVER_NAME)).await);
 
     assert!(!bench.answers(caller(None, node_ca, NODE_SERVER_NAME)).await, "no certificate");
     assert!(!bench.answers(caller(Some(&others.controller), node_ca, NODE_SERVER_NAME)).await, "another CA");
     assert!(!bench.answers(caller(Some(&ours.node), node_ca, NODE_SERVER_NAME)).await, "a node");
+    assert!(!bench.answers(caller(Some(&ours.metrics), node_ca, NODE_SERVER_NAME)).await, "a reader of metrics");
     // The other way round: the controller does not talk to just anybody.
     assert!(!bench.answers(caller(Some(&ours.controller), &others.controller.ca, NODE_SERVER_NAME)).await);
     assert!(!bench.answers(caller(Some(&ours.controller), node_ca, "n1.example.com")).await);
@@ -217,6 +250,40 @@ async fn only_the_controller_gets_an_answer() {
     }
     // And none of these has done any harm.
     assert!(bench.answers(caller(Some(&ours.controller), node_ca, NODE_SERVER_NAME)).await);
+}
+
+#[tokio::test]
+async fn metrics_are_for_their_readers_and_the_controller() {
+    let bench = Bench::start().await;
+    let ours = &bench.certificates;
+    let others = Certificates::generate(1).unwrap();
+    let node_ca = &ours.metrics.ca;
+    let by = |own: Option<&Material>| caller(own, node_ca, NODE_SERVER_NAME);
+    // As soon as the first report is there.
+    let _ = next(&mut bench.reports().await).await;
+    for reader in [&ours.metrics, &ours.controller] {
+        let (status, text) = bench.read("/metrics", by(Some(reader))).await.unwrap();
+        assert_eq!(status, 200);
+        for sample in [
+            "lvprov_node_info{node=\"n1\",version=",
+            "lvprov_volume_group_size_bytes{volume_group=\"vg0\"} 8589934592\n",
+            "lvprov_volume_group_free_bytes{volume_group=\"vg0\"} 3221225472\n",
+            "lvprov_commands_total{kind=\"mutate\"} 0\n",
+            "lvprov_failing_unmounts 0\n",
+        ] {
+            assert!(text.contains(sample), "no {sample} in\n{text}");
+        }
+        assert_eq!(bench.read("/", by(Some(reader))).await.unwrap().0, 404);
+        // There is nothing to call.
+        let channel = bench.connect_to(bench.metrics, by(Some(reader))).await.unwrap();
+        IdentityClient::new(channel).get_plugin_info(GetPluginInfoRequest {}).await.unwrap_err();
+    }
+    assert!(bench.read("/metrics", by(None)).await.is_none(), "no certificate");
+    assert!(bench.read("/metrics", by(Some(&ours.node))).await.is_none(), "a node");
+    assert!(bench.read("/metrics", by(Some(&others.metrics))).await.is_none(), "another CA");
+    assert!(bench.read("/metrics", by(Some(&others.controller))).await.is_none(), "another CA");
+    let other_name = caller(Some(&ours.metrics), node_ca, "n1.example.com");
+    assert!(bench.read("/metrics", other_name).await.is_none(), "somebody who is no node");
 }
 
 #[tokio::test]
@@ -263,8 +330,7 @@ async fn capacity_is_told_at_once_and_after_each_change() {
 #[tokio::test]
 async fn stopping_ends_streams_and_waits_for_nobody() {
     let bench = Bench::start().await;
-    let mut admin = NodeAdminClient::new(bench.controller().await);
-    let mut stream = admin.watch_capacity(WatchCapacityRequest {}).await.unwrap().into_inner();
+    let mut stream = bench.reports().await;
     assert_eq!(next(&mut stream).await, Some(3 * GIB));
     bench.reporter.abort();
     bench.stop.cancel();

@@ -2,11 +2,15 @@
 
 use anyhow::{Result, ensure};
 use lvprov_tests::Test;
-use lvprov_tests::objects::{LONG, Space, eventually, text, volumes_on};
+use lvprov_tests::objects::{LONG, Space, eventually, log_volume, lvprov, lvprov_json, text, volumes_on};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use xtask::testbed::Cluster;
 
-pub const TESTS: [Test<Cluster>; 1] = [("logs::a_deployment_shares_one_volume_a_node_and_its_files_stay", deployment)];
+pub const TESTS: [Test<Cluster>; 2] = [
+    ("logs::a_deployment_shares_one_volume_a_node_and_its_files_stay", deployment),
+    ("logs::the_admin_sees_who_has_how_much_and_until_when", listed),
+];
 
 const DEPLOYMENT: &str = include_str!("../../deploy/examples/deployment-logs.yaml");
 
@@ -43,4 +47,36 @@ fn deployment(cluster: &Cluster) -> Result<()> {
     let log = machine.read_file(&format!("/var/log/lvprov/default/web-logs/{}/web.log", pods[1]))?;
     ensure!(log.contains("still here") && log.contains("last-line"), "{log}");
     Ok(())
+}
+
+fn listed(cluster: &Cluster) -> Result<()> {
+    let space = Space::new(cluster, "listed")?;
+    space.pod("p", Some("n1"), &[log_volume("mine", "retention: 2h")])?;
+    space.pod("q", Some("n1"), &[log_volume("mine", "")])?;
+    space.ready("p")?;
+    space.ready("q")?;
+    space.exec("p", "dd if=/dev/zero of=/v0/file bs=1M count=50 2>/dev/null && sync")?;
+    let show = || lvprov_json(cluster, &["logs", "--json", "--namespace", "listed", "--node", "n1"]);
+    let report = show()?;
+    ensure!(report["nodes"].as_array().is_some_and(|nodes| nodes.len() == 1), "{report:#}");
+    ensure!(report["volumes"].as_array().is_some_and(|volumes| volumes.len() == 1), "{report:#}");
+    ensure!(report["volumes"][0]["sizeBytes"] == 1 << 30, "{report:#}");
+    let p = |report: &Value| report["volumes"][0]["directories"][0].clone();
+    let used = p(&report);
+    ensure!(used["pod"] == "p" && used["quotaBytes"] == 100 << 20 && used["usedPercent"] == 50, "{used:#}");
+    ensure!(used["state"] == "mounted" && used["mayGoUnix"].is_null(), "{used:#}");
+    space.delete_pod("p")?;
+    eventually("the directory of p is kept", || Ok(p(&show()?)["state"] == "kept"))?;
+    let kept = p(&show()?);
+    let (last, may_go) = (kept["lastUsedUnix"].as_i64(), kept["mayGoUnix"].as_i64());
+    ensure!(last.is_some_and(|last| may_go == Some(last + 7200)), "{kept:#}");
+    let table = lvprov(cluster, &["logs", "--namespace", "listed"])?.ok()?;
+    let words = |pod: &str| table.lines().find(|line| line.contains(pod)).map(|line| line.split_whitespace().collect());
+    let of_p: Vec<&str> = words(" p ").unwrap_or_default();
+    ensure!(of_p.contains(&"kept") && matches!(of_p[..], [.., "in", _]), "{table}");
+    ensure!(words(" q ").is_some_and(|of_q: Vec<&str>| of_q.ends_with(&["in", "use"])), "{table}");
+    ensure!(!lvprov(cluster, &["logs", "--node", "n9"])?.success(), "a node that is not there");
+    let nothing = lvprov(cluster, &["logs", "--namespace", "nobodys"])?.ok()?;
+    ensure!(nothing.starts_with("total: 0 log volumes"), "{nothing}");
+    space.end()
 }

@@ -8,6 +8,8 @@ mod crash;
 mod gc;
 mod growth;
 mod logs;
+mod metrics;
+mod unmounts;
 
 use anyhow::Result;
 use lvprov_tests::Test;
@@ -23,6 +25,8 @@ fn main() {
     tests.extend(capacity::TESTS);
     tests.extend(bad_input::TESTS);
     tests.extend(logs::TESTS);
+    tests.extend(metrics::TESTS);
+    tests.extend(unmounts::TESTS);
     tests.extend(gc::TESTS);
     tests.extend(crash::TESTS);
     lvprov_tests::run(&tests, start)

@@ -9,7 +9,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 use xtask::testbed::Node;
 
-pub const TESTS: [Test<Node>; 13] = [
+pub const TESTS: [Test<Node>; 15] = [
     ("service::a_creation_is_one_change_and_one_report", one_creation),
     ("service::the_same_request_is_the_same_volume", same_request),
     ("service::a_volume_in_use_anywhere_is_not_removed", in_use),
@@ -23,6 +23,8 @@ pub const TESTS: [Test<Node>; 13] = [
     ("service::inventory_shows_everything_of_ours", inventory),
     ("service::collect_removes_what_it_is_told_and_no_more", collect),
     ("service::log_volumes_are_mounted_again_after_a_reboot", logs_after_reboot),
+    ("service::metrics_cost_no_process_and_are_for_their_readers", metrics),
+    ("service::unmounts_that_keep_failing_are_told", failing_unmounts),
 ];
 
 const MIB: u64 = 1 << 20;
@@ -115,6 +117,13 @@ impl<'a> Service<'a> {
 
     fn pid(&self) -> Result<String> {
         Ok(self.node.read_file("/run/lvprov-node.pid")?.trim().to_owned())
+    }
+
+    /// The metrics, or what is said instead, to the holder of a certificate.
+    fn metrics(&self, holder: &str) -> Result<xtask::testbed::Output> {
+        let tls = format!("/run/lvprov-tls/{holder}");
+        let call = env!("CARGO_BIN_EXE_node-call");
+        self.node.exec([call, "--address", "127.0.0.1:9809", "--tls-dir", tls.as_str(), "metrics"])
     }
 
     /// SIGTERM; gives the exit status.
@@ -473,5 +482,78 @@ fn logs_after_reboot(node: &Node) -> Result<()> {
     node.sh(
         "for i in $(seq 100); do test -e /var/log/lvprov/service/again/web-a/app.log && exit; sleep 0.1; done; exit 1",
     )?;
+    Ok(())
+}
+
+fn metrics(node: &Node) -> Result<()> {
+    let service = Service::start(node)?;
+    let free = service.free()?;
+    let call = Call::log("service", "web-a", "service-8", "measured");
+    call.mount(node)?.success()?;
+    // From then on it is idle again.
+    service.until_free(free - 1024 * MIB)?;
+    node.sh(&format!("dd if=/dev/zero of={}/a bs=1M count=3 2> /dev/null; sync", call.directory()))?;
+    let mut text = String::new();
+    let ran = kinds(node, || {
+        for _ in 0..5 {
+            text = service.metrics("metrics")?.ok()?;
+        }
+        Ok(())
+    })?;
+    ensure!(ran.is_empty(), "{ran:?}");
+    let value = |name: &str, labels: &str| {
+        let sample = format!("{name}{{namespace=\"service\",volume=\"measured\",{labels}}} ");
+        let line = text.lines().find_map(|line| line.strip_prefix(&sample));
+        line.with_context(|| format!("no {sample}in\n{text}"))?.parse::<u64>().context("value")
+    };
+    let directory = |name: &str| value(&format!("lvprov_log_directory_{name}"), "directory=\"web-a\",pod=\"web-a\"");
+    ensure!((3 * MIB..4 * MIB).contains(&directory("used_bytes")?), "{text}");
+    ensure!(directory("quota_bytes")? == 100 * MIB, "{text}");
+    // The directory and the file.
+    ensure!(directory("inodes_used")? == 2 && directory("inodes_quota")? == 6400, "{text}");
+    let volume = |name: &str| value(&format!("lvprov_log_volume_{name}"), "volume_group=\"vg0\"");
+    ensure!((900 * MIB..=1024 * MIB).contains(&volume("size_bytes")?), "{text}");
+    ensure!(volume("used_bytes")? >= 3 * MIB && volume("used_bytes")? < volume("available_bytes")?, "{text}");
+    ensure!(text.contains(&format!("lvprov_volume_group_free_bytes{{volume_group=\"vg0\"}} {}\n", service.free()?)));
+    ensure!(text.contains("lvprov_commands_total{kind=\"report\"}") && text.contains("lvprov_failing_unmounts 0"));
+
+    ensure!(service.metrics("controller")?.success());
+    ensure!(!service.metrics("node")?.success(), "any node may read metrics");
+    let answer = service.ask(&["--tls-dir", "/run/lvprov-tls/metrics", "inventory"])?;
+    ensure!(answer["error"].is_string() || answer["code"].is_string(), "a reader of metrics may call: {answer}");
+    call.unmount(node)?.success()
+}
+
+fn failing_unmounts(node: &Node) -> Result<()> {
+    let service = Service::start(node)?;
+    let call = Call::log("service", "web-a", "service-9", "busy");
+    call.mount(node)?.success()?;
+    let pid = node.sh(&format!("cd {}; sleep 600 < /dev/null > /dev/null 2>&1 & echo $!", call.directory()))?;
+    let pid = pid.trim();
+    let told = |wanted: usize| {
+        let begun = Instant::now();
+        loop {
+            let report = service.ask(&["watch", "1"])?;
+            let failing = report["failing"].as_array().context("failing")?;
+            if failing.len() == wanted {
+                return Ok(failing.clone());
+            }
+            ensure!(begun.elapsed() < Duration::from_secs(60), "{report}");
+            sleep(Duration::from_millis(100));
+        }
+    };
+    for _ in 0..3 {
+        call.unmount(node)?.failure(&["cannot unmount", "busy"])?;
+    }
+    let failing = &told(1)?[0];
+    ensure!(failing["uid"] == "service-9" && failing["target"] == call.directory(), "{failing}");
+    ensure!(failing["users"] == serde_json::json!([format!("process {pid} (sleep)")]), "{failing}");
+    ensure!(service.metrics("metrics")?.ok()?.contains("lvprov_failing_unmounts 1"));
+    node.sh(&format!("kill {pid}; while test -d /proc/{pid}; do sleep 0.05; done"))?;
+    call.unmount(node)?.success()?;
+    told(0)?;
+    ensure!(service.metrics("metrics")?.ok()?.contains("lvprov_failing_unmounts 0"));
+    let left = node.sh("ls -A /run/lvprov/unmounts")?;
+    ensure!(left.trim().is_empty(), "{left}");
     Ok(())
 }

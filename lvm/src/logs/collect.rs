@@ -40,7 +40,12 @@ impl Lvm {
         Ok(found)
     }
 
-    fn directories(&self, path: &Path, node: &Path, mounts: &[mounts::Mount]) -> Result<Vec<Directory>, LogError> {
+    pub(super) fn directories(
+        &self,
+        path: &Path,
+        node: &Path,
+        mounts: &[mounts::Mount],
+    ) -> Result<Vec<Directory>, LogError> {
         let number = mounts::file_system_of(path).map_err(io("look at", path))?;
         let root = open_directory(path)?;
         let mut directories = Vec::new();

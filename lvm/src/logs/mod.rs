@@ -11,6 +11,7 @@ mod bounds;
 mod collect;
 mod directory;
 pub mod index;
+mod mounted;
 mod publish;
 pub mod template;
 
@@ -30,6 +31,8 @@ use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+pub use mounted::{MountedLog, Space, names_at};
 
 /// A pod's directory of a log volume, to be mounted for it.
 #[derive(Debug, Clone)]

@@ -1,13 +1,12 @@
 //! `lvprov capacity`: the volume groups of all nodes.
 
-use std::io::Write;
-
 use lvm::size::human;
 use lvprov_proto::lvprov::CapacityReport;
 use serde::Serialize;
 
 use super::fleet::{Answer, Fleet};
-use super::{AdminError, Reach, complete, table};
+use super::report::{NodeReport, Report as _};
+use super::{AdminError, Reach, table};
 
 /// What `lvprov capacity` is told.
 #[derive(Debug, clap::Args)]
@@ -35,9 +34,8 @@ pub fn run(args: Args) -> Result<(), AdminError> {
 
 async fn capacity(json: bool, fleet: &Fleet) -> Result<(), AdminError> {
     let report = Report::new(fleet.capacities().await);
-    let text = if json { report.json() } else { report.text() };
-    std::io::stdout().write_all(text.as_bytes()).map_err(AdminError::Output)?;
-    complete(fleet.nodes().len(), report.nodes.iter().filter(|node| !node.reached).count())
+    report.print(json)?;
+    report.complete()
 }
 
 /// The result, as `--json` prints it. Fields are only ever added.
@@ -45,16 +43,14 @@ async fn capacity(json: bool, fleet: &Fleet) -> Result<(), AdminError> {
 #[serde(rename_all = "camelCase")]
 struct Report {
     schema: &'static str,
-    nodes: Vec<NodeReport>,
+    nodes: Vec<NodeGroups>,
 }
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct NodeReport {
-    name: String,
-    reached: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<String>,
+struct NodeGroups {
+    #[serde(flatten)]
+    node: NodeReport,
     volume_groups: Vec<GroupReport>,
 }
 
@@ -70,12 +66,10 @@ struct GroupReport {
 impl Report {
     fn new(answers: Vec<Answer<CapacityReport>>) -> Self {
         let nodes = answers.into_iter().map(|answer| {
-            let error = answer.result.as_ref().err().cloned();
+            let node = NodeReport::of(&answer);
             let groups = answer.result.into_iter().flat_map(|report| report.volume_groups);
-            NodeReport {
-                name: answer.node.name,
-                reached: error.is_none(),
-                error,
+            NodeGroups {
+                node,
                 volume_groups: groups
                     .map(|group| GroupReport {
                         name: group.name,
@@ -88,12 +82,11 @@ impl Report {
         });
         Self { schema: "lvprov.io/capacity/v1", nodes: nodes.collect() }
     }
+}
 
-    fn json(&self) -> String {
-        // Nothing in it can fail to be JSON.
-        let mut text = serde_json::to_string_pretty(self).unwrap_or_default();
-        text.push('\n');
-        text
+impl super::report::Report for Report {
+    fn nodes(&self) -> impl Iterator<Item = &NodeReport> {
+        self.nodes.iter().map(|node| &node.node)
     }
 
     fn text(&self) -> String {
@@ -104,7 +97,7 @@ impl Report {
                 size = size.saturating_add(group.size_bytes);
                 free = free.saturating_add(group.free_bytes);
                 rows.push(vec![
-                    node.name.clone(),
+                    node.node.name.clone(),
                     group.name.clone(),
                     human(group.size_bytes),
                     human(group.free_bytes),
@@ -114,10 +107,10 @@ impl Report {
         }
         let mut text = table::render(&["NODE", "VOLUME GROUP", "SIZE", "FREE", "USED"], &rows);
         for node in &self.nodes {
-            match &node.error {
-                Some(error) => text.push_str(&format!("node {} did not answer: {error}\n", node.name)),
+            match node.node.unanswered() {
+                Some(line) => text.push_str(&line),
                 None if node.volume_groups.is_empty() => {
-                    text.push_str(&format!("node {} has no volume group\n", node.name));
+                    text.push_str(&format!("node {} has no volume group\n", node.node.name));
                 }
                 None => {}
             }
@@ -128,8 +121,7 @@ impl Report {
 }
 
 fn used(size: u64, free: u64) -> String {
-    let taken = u128::from(size.saturating_sub(free)) * 100;
-    match taken.checked_div(u128::from(size)) {
+    match table::percent(size.saturating_sub(free), size) {
         Some(percent) => format!("{percent}%"),
         None => "-".to_owned(),
     }
@@ -150,7 +142,11 @@ mod tests {
             free_bytes: free << 30,
             extent_bytes: 4 << 20,
         };
-        let report = |node: &str, volume_groups| CapacityReport { node: node.into(), volume_groups };
+        let report = |node: &str, volume_groups| CapacityReport {
+            node: node.into(),
+            volume_groups,
+            ..CapacityReport::default()
+        };
         let text = Report::new(vec![
             Answer { node: node("a"), result: Ok(report("a", vec![group("hdd", 100, 50), group("vg0", 20, 5)])) },
             Answer { node: node("b"), result: Err("connection refused".into()) },

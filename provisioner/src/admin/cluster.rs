@@ -12,14 +12,10 @@ use tracing::warn;
 use super::AdminError;
 use super::fleet::FleetNode;
 use crate::controller::nodes::address_of;
-use crate::names::{DRIVER, FLEX_DRIVER, TOPOLOGY_NODE};
+use crate::names::{DRIVER, FLEX_DRIVER, STATIC_POD_UID, TOPOLOGY_NODE};
 
 /// Objects a page.
 const PAGE: u32 = 500;
-
-/// Written by kubelet on the mirror of a static pod: the UID under which it
-/// runs on its node, which is another than that in the API.
-const STATIC_POD_UID: &str = "kubernetes.io/config.hash";
 
 /// What is still in use, as the API server says.
 #[derive(Debug, Default)]

@@ -55,6 +55,12 @@ impl Fleet {
         Self { nodes, port, tls }
     }
 
+    /// The one node of this name. None: there is none.
+    pub fn only(mut self, name: &str) -> Option<Self> {
+        self.nodes.retain(|node| node.name == name);
+        (!self.nodes.is_empty()).then_some(self)
+    }
+
     /// All nodes.
     pub fn nodes(&self) -> &[FleetNode] {
         &self.nodes
@@ -147,6 +153,7 @@ mod tests {
     use crate::node::in_progress::InProgress;
     use crate::node::inventory::PodsDirectory;
     use crate::node::served::Served;
+    use crate::node::trouble::Failing;
 
     /// The machine of node a has gone, and node b has got its address; both
     /// Node objects are there.
@@ -162,7 +169,8 @@ mod tests {
             (Arc::new(Lvm::new(NodeConfig::default())), PodsDirectory::new(Path::new("/var/lib/kubelet")));
         // It serves no group: whatever is to be collected is refused, by the node that is meant.
         let served = Served::new(&[VgName::parse("none").unwrap()]);
-        let service = NodeAdminServer::new(AdminService::new("b", lvm, served, pods, capacity, in_progress));
+        let service =
+            NodeAdminServer::new(AdminService::new("b", lvm, served, pods, capacity, Failing::none(), in_progress));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(Server::builder().add_service(service).serve_with_incoming(TcpIncoming::from(listener)));

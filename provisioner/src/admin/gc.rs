@@ -7,8 +7,7 @@
 //! removed; the node then looks once more itself.
 
 use std::collections::BTreeMap;
-use std::io::Write;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use kube::Client;
 use lvm::size::human;
@@ -19,7 +18,8 @@ use tracing::info;
 use super::cluster::ClusterView;
 use super::fleet::{Answer, Fleet, FleetNode};
 use super::garbage::{Judge, Seen, Verdict};
-use super::{AdminError, Reach, complete, table};
+use super::report::{NodeReport, Report as _};
+use super::{AdminError, Reach, now, table};
 
 /// What `lvprov gc` is told.
 #[derive(Debug, clap::Args)]
@@ -96,21 +96,19 @@ async fn gc(args: &Args, client: &Client, fleet: &Fleet) -> Result<(), AdminErro
         }
     }
     let report = Report::new(args, fleet, &seen, &outcomes);
-    let text = if args.json { report.json() } else { report.text() };
-    std::io::stdout().write_all(text.as_bytes()).map_err(AdminError::Output)?;
+    report.print(args.json)?;
     let kept = outcomes.values().filter(|outcome| !outcome.removed).count();
     if kept > 0 {
         return Err(AdminError::NotRemoved(kept));
     }
-    complete(fleet.nodes().len(), seen.unreached.len())
+    report.complete()
 }
 
 /// Nodes first, then the API server.
 async fn look(older_than: Duration, client: &Client, fleet: &Fleet) -> Result<Look, AdminError> {
     let answers = fleet.inventories().await;
     let view = ClusterView::ask(client).await?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    Ok(conclude(answers, &view, i64::try_from(now).unwrap_or(i64::MAX), older_than))
+    Ok(conclude(answers, &view, now(), older_than))
 }
 
 fn conclude(answers: Vec<Answer<Vec<Item>>>, view: &ClusterView, now: i64, older_than: Duration) -> Look {
@@ -235,15 +233,6 @@ struct Report {
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct NodeReport {
-    name: String,
-    reached: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<String>,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
 struct ItemReport {
     node: String,
     kind: &'static str,
@@ -268,8 +257,8 @@ struct Total {
 impl Report {
     fn new(args: &Args, fleet: &Fleet, look: &Look, outcomes: &BTreeMap<usize, Outcome>) -> Self {
         let nodes = fleet.nodes().iter().map(|node| {
-            let error = look.unreached.iter().find(|(name, _)| *name == node.name).map(|(_, why)| why.clone());
-            NodeReport { name: node.name.clone(), reached: error.is_none(), error }
+            let unreached = look.unreached.iter().find(|(name, _)| *name == node.name);
+            NodeReport::new(&node.name, unreached.map(|(_, why)| why.as_str()))
         });
         let items: Vec<_> = look
             .found
@@ -293,12 +282,11 @@ impl Report {
         };
         Self { schema: "lvprov.io/gc/v1", applied: args.apply, nodes: nodes.collect(), items, total }
     }
+}
 
-    fn json(&self) -> String {
-        // Nothing in it can fail to be JSON.
-        let mut text = serde_json::to_string_pretty(self).unwrap_or_default();
-        text.push('\n');
-        text
+impl super::report::Report for Report {
+    fn nodes(&self) -> impl Iterator<Item = &NodeReport> {
+        self.nodes.iter()
     }
 
     fn text(&self) -> String {

@@ -1,4 +1,5 @@
-//! What the admin runs: `lvprov gc`, `lvprov volumes`, `lvprov capacity`.
+//! What the admin runs: `lvprov gc`, `lvprov volumes`, `lvprov logs`,
+//! `lvprov capacity`.
 //!
 //! All of them ask every node that has a node service, with the controller's
 //! certificate: run them in the controller's pod, or anywhere with a
@@ -9,11 +10,14 @@ mod cluster;
 mod fleet;
 mod garbage;
 pub mod gc;
+pub mod logs;
+mod report;
 mod table;
 pub mod volumes;
 
 use std::future::Future;
 use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use kube::Client;
 
@@ -56,6 +60,9 @@ pub enum AdminError {
         #[source]
         source: Box<kube::Error>,
     },
+    /// No node of this name has a node service.
+    #[error("no node {0:?} has an lvprov node service; `lvprov capacity` lists those that have")]
+    NoNode(String),
     /// What is shown is not all there is.
     #[error("{unreached} of {nodes} nodes did not answer; what is on them is not shown")]
     Incomplete {
@@ -72,6 +79,12 @@ pub enum AdminError {
     Output(#[source] std::io::Error),
 }
 
+/// Seconds since 1970.
+fn now() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    i64::try_from(now).unwrap_or(i64::MAX)
+}
+
 /// Connects, and runs `work` to its end.
 fn run<F, W>(reach: &Reach, work: W) -> Result<(), AdminError>
 where
@@ -86,12 +99,4 @@ where
         let fleet = Fleet::new(nodes, reach.node_port, Some(tls.client_config()));
         work(client, fleet).await
     })
-}
-
-/// Everything was shown, or an error that says how much was not.
-fn complete(nodes: usize, unreached: usize) -> Result<(), AdminError> {
-    match unreached {
-        0 => Ok(()),
-        unreached => Err(AdminError::Incomplete { unreached, nodes }),
-    }
 }

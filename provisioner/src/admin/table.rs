@@ -36,9 +36,23 @@ pub fn age(span: Duration) -> String {
     }
 }
 
+/// What share of `whole` a part is, rounded down. None of nothing.
+pub fn percent(part: u64, whole: u64) -> Option<u64> {
+    let percent = (u128::from(part) * 100).checked_div(u128::from(whole))?;
+    Some(u64::try_from(percent).unwrap_or(u64::MAX))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shares_are_rounded_down_and_none_of_nothing() {
+        assert_eq!(percent(199, 200), Some(99));
+        assert_eq!(percent(u64::MAX, u64::MAX), Some(100));
+        assert_eq!(percent(u64::MAX, 1), Some(u64::MAX));
+        assert_eq!(percent(0, 0), None);
+    }
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {

@@ -1,14 +1,13 @@
 //! `lvprov volumes`: everything of ours on all nodes.
 
-use std::io::Write;
-
 use lvm::size::human;
 use lvprov_proto::lvprov::inventory_item::Item;
 use serde::Serialize;
 
 use super::fleet::{Answer, Fleet};
 use super::gc::{kind, name, size};
-use super::{AdminError, Reach, complete, table};
+use super::report::{NodeReport, Report as _};
+use super::{AdminError, Reach, table};
 
 /// What `lvprov volumes` is told.
 #[derive(Debug, clap::Args)]
@@ -36,9 +35,8 @@ pub fn run(args: Args) -> Result<(), AdminError> {
 
 async fn volumes(json: bool, fleet: &Fleet) -> Result<(), AdminError> {
     let report = Report::new(fleet.inventories().await);
-    let text = if json { report.json() } else { report.text() };
-    std::io::stdout().write_all(text.as_bytes()).map_err(AdminError::Output)?;
-    complete(fleet.nodes().len(), report.nodes.iter().filter(|node| !node.reached).count())
+    report.print(json)?;
+    report.complete()
 }
 
 /// The result, as `--json` prints it. Fields are only ever added.
@@ -48,15 +46,6 @@ struct Report {
     schema: &'static str,
     nodes: Vec<NodeReport>,
     volumes: Vec<VolumeReport>,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct NodeReport {
-    name: String,
-    reached: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -73,19 +62,18 @@ struct VolumeReport {
 impl Report {
     fn new(answers: Vec<Answer<Vec<Item>>>) -> Self {
         let mut report = Self { schema: "lvprov.io/volumes/v1", nodes: Vec::new(), volumes: Vec::new() };
-        for Answer { node, result } in answers {
-            let error = result.as_ref().err().cloned();
-            report.nodes.push(NodeReport { name: node.name.clone(), reached: error.is_none(), error });
+        for answer in answers {
+            report.nodes.push(NodeReport::of(&answer));
+            let Answer { node, result } = answer;
             report.volumes.extend(result.into_iter().flatten().filter_map(|item| volume(&node.name, &item)));
         }
         report
     }
+}
 
-    fn json(&self) -> String {
-        // Nothing in it can fail to be JSON.
-        let mut text = serde_json::to_string_pretty(self).unwrap_or_default();
-        text.push('\n');
-        text
+impl super::report::Report for Report {
+    fn nodes(&self) -> impl Iterator<Item = &NodeReport> {
+        self.nodes.iter()
     }
 
     fn text(&self) -> String {
@@ -105,11 +93,7 @@ impl Report {
             })
             .collect();
         let mut text = table::render(&["NODE", "KIND", "NAME", "SIZE", "OWNER", "IN USE"], &rows);
-        for node in self.nodes.iter() {
-            if let Some(error) = &node.error {
-                text.push_str(&format!("node {} did not answer: {error}\n", node.name));
-            }
-        }
+        text.extend(self.nodes.iter().filter_map(NodeReport::unanswered));
         // A directory's bytes are in its log volume's.
         let of = |kind| self.volumes.iter().filter(move |volume| volume.kind == kind);
         let bytes = of("data").chain(of("log")).map(|volume| volume.size_bytes).fold(0, u64::saturating_add);

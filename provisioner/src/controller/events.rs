@@ -1,4 +1,4 @@
-//! Events on claims and PVs: what users are told, and that it is told once.
+//! Events on claims, PVs and pods: what users are told, and that it is told once.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,7 +14,7 @@ use crate::names::DRIVER;
 /// The same Event again within this time is not sent. `kube` keeps the series
 /// of an Event for six minutes, so after this it counts up instead of
 /// appearing a second time.
-const QUIET: Duration = Duration::from_secs(5 * 60);
+pub const QUIET: Duration = Duration::from_secs(5 * 60);
 
 /// A text that keeps changing is sent again only after this time.
 const SELDOM: Duration = Duration::from_secs(60);
@@ -51,6 +51,8 @@ pub enum Reason {
     VolumeDeleteFailed,
     /// A released volume is kept although its policy is Delete.
     VolumeKept,
+    /// A pod's volume cannot be unmounted; kubelet goes on trying.
+    FailedUnmount,
 }
 
 impl Reason {
@@ -69,6 +71,7 @@ impl Reason {
             Self::VolumeInUse => "VolumeInUse",
             Self::VolumeDeleteFailed => "VolumeDeleteFailed",
             Self::VolumeKept => "VolumeKept",
+            Self::FailedUnmount => "FailedUnmount",
         }
     }
 
@@ -87,6 +90,7 @@ impl Reason {
             Self::ProvisioningFailed | Self::ProvisioningSucceeded => "Provision",
             Self::VolumeGrowthImpossible | Self::VolumeGrowthWithdrawn => "Grow",
             Self::VolumeInUse | Self::VolumeDeleteFailed | Self::VolumeKept => "Delete",
+            Self::FailedUnmount => "Unmount",
         }
     }
 }

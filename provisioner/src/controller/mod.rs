@@ -19,6 +19,7 @@ mod quantity;
 mod resize;
 #[cfg(test)]
 mod scenarios;
+mod trouble;
 mod validate;
 pub mod volume;
 
@@ -187,6 +188,7 @@ async fn act(args: &Args, client: Client, tls: TlsFiles, identity: String) -> Re
         client: client.clone(),
     });
     // Before anything can happen that they tell of.
+    let unmounts = trouble::run(ctx.clone(), nodes.troubles());
     let claim_triggers = claim_triggers(&ctx, &class_changed);
     let volume_triggers = volume_triggers(&ctx);
     let publisher = capacity::Publisher::new(
@@ -245,6 +247,7 @@ async fn act(args: &Args, client: Client, tls: TlsFiles, identity: String) -> Re
     tokio::select! {
         () = work => Err(ControllerError::Ended("claims and volumes")),
         () = publishing => Err(ControllerError::Ended("capacity")),
+        () = unmounts => Err(ControllerError::Ended("unmounts that fail")),
         () = node_watch => Err(ControllerError::Ended("nodes")),
         () = class_watch => Err(ControllerError::Ended("StorageClasses")),
     }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 use lvprov_proto::lvprov::node_admin_client::NodeAdminClient;
-use lvprov_proto::lvprov::{CapacityReport, WatchCapacityRequest};
+use lvprov_proto::lvprov::{CapacityReport, FailingUnmount, WatchCapacityRequest};
 use tokio::sync::broadcast;
 use tokio::task::AbortHandle;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -95,6 +95,15 @@ pub enum News {
     Gone(String),
 }
 
+/// All unmounts that keep failing on a node.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Troubles {
+    /// The node.
+    pub node: String,
+    /// None: there are none any more.
+    pub failing: Vec<FailingUnmount>,
+}
+
 /// How to call a node.
 #[derive(Debug, Clone)]
 pub struct Reached {
@@ -119,6 +128,7 @@ pub struct Nodes {
     port: u16,
     table: Mutex<BTreeMap<String, Entry>>,
     news: broadcast::Sender<News>,
+    troubles: broadcast::Sender<Troubles>,
 }
 
 struct Entry {
@@ -141,12 +151,18 @@ impl Drop for Entry {
 impl Nodes {
     /// No node yet. Without `tls` connections are in the clear: for tests.
     pub fn new(tls: Option<ClientTlsConfig>, port: u16) -> Arc<Self> {
-        Arc::new(Self { tls, port, table: Mutex::default(), news: broadcast::channel(1024).0 })
+        let (news, troubles) = (broadcast::channel(1024).0, broadcast::channel(1024).0);
+        Arc::new(Self { tls, port, table: Mutex::default(), news, troubles })
     }
 
     /// From now on, what becomes of nodes.
     pub fn news(&self) -> broadcast::Receiver<News> {
         self.news.subscribe()
+    }
+
+    /// From now on, the unmounts that fail on nodes.
+    pub fn troubles(&self) -> broadcast::Receiver<Troubles> {
+        self.troubles.subscribe()
     }
 
     /// All nodes, in order of name.
@@ -289,24 +305,29 @@ impl Nodes {
             })
             .collect();
         let new = State::Up(groups);
+        let troubles = Troubles { node: name.to_owned(), failing: report.failing_unmounts };
         let news = {
             let mut table = self.table();
             let Some(entry) = table.get_mut(name) else {
                 return;
             };
-            if entry.state == new {
-                return;
-            }
             let was_up = matches!(entry.state, State::Up(_));
+            let changed = entry.state != new;
             entry.state = new;
-            if was_up {
-                News::Capacity(name.to_owned())
-            } else {
-                info!(node = name, "the node service is up");
-                News::Up(name.to_owned())
+            match (changed, was_up) {
+                (false, _) => None,
+                (true, true) => Some(News::Capacity(name.to_owned())),
+                (true, false) => {
+                    info!(node = name, "the node service is up");
+                    Some(News::Up(name.to_owned()))
+                }
             }
         };
-        self.publish(news);
+        // An error only says that nobody listens.
+        let _ = self.troubles.send(troubles);
+        if let Some(news) = news {
+            self.publish(news);
+        }
     }
 
     fn down(&self, name: &str, why: String, started: Instant) {

@@ -18,6 +18,7 @@ use super::collect::{CollectError, Doomed};
 use super::in_progress::InProgress;
 use super::inventory::{self, InventoryError, PodsDirectory};
 use super::served::Served;
+use super::trouble::Failing;
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -29,6 +30,7 @@ pub struct AdminService {
     served: Served,
     pods: PodsDirectory,
     capacity: Capacity,
+    failing: Failing,
     in_progress: Arc<InProgress>,
 }
 
@@ -40,9 +42,10 @@ impl AdminService {
         served: Served,
         pods: PodsDirectory,
         capacity: Capacity,
+        failing: Failing,
         in_progress: Arc<InProgress>,
     ) -> Self {
-        Self { node_name: node_name.into(), lvm, served, pods, capacity, in_progress }
+        Self { node_name: node_name.into(), lvm, served, pods, capacity, failing, in_progress }
     }
 
     async fn take_inventory(&self, request: &InventoryRequest) -> Result<Vec<InventoryItem>, InventoryError> {
@@ -85,7 +88,7 @@ impl NodeAdmin for AdminService {
         &self,
         _request: Request<WatchCapacityRequest>,
     ) -> Result<Response<Self::WatchCapacityStream>, Status> {
-        Ok(Response::new(Box::pin(self.capacity.reports().map(Ok))))
+        Ok(Response::new(Box::pin(self.capacity.reports(self.failing.clone()).map(Ok))))
     }
 
     async fn inventory(&self, request: Request<InventoryRequest>) -> Result<Response<Self::InventoryStream>, Status> {

@@ -8,16 +8,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{Stream, StreamExt};
+use futures::{Stream, stream};
 use lvm::names::VgName;
 use lvm::report::{ReportError, VolumeGroup};
 use lvprov_proto::lvprov as wire;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
-use tokio_stream::wrappers::WatchStream;
 use tracing::{info, warn};
 
 use super::changes::{Changes, ChangesError};
+use super::trouble::Failing;
 
 /// A change is reported once this long nothing more has changed.
 const QUIET: Duration = Duration::from_millis(50);
@@ -47,18 +47,29 @@ impl Capacity {
         self.latest()?.iter().find(|group| group.name == *vg).cloned()
     }
 
-    /// The latest report at once, then every one that differs. Ends when the
-    /// [`Reporter`] does.
-    pub fn reports(&self) -> impl Stream<Item = wire::CapacityReport> + Send + use<> {
-        let node = Arc::clone(&self.node);
-        WatchStream::new(self.groups.clone()).filter_map(move |groups| {
-            let report = groups.map(|groups| to_wire(&node, &groups));
-            std::future::ready(report)
+    /// The latest report at once, with the unmounts that fail, then every one
+    /// that differs in either. Ends when the [`Reporter`] does.
+    pub fn reports(&self, failing: Failing) -> impl Stream<Item = wire::CapacityReport> + Send + use<> {
+        let mut capacity = self.clone();
+        capacity.groups.mark_changed();
+        stream::unfold((capacity, failing), async |(mut capacity, mut failing)| {
+            loop {
+                tokio::select! {
+                    changed = capacity.groups.changed() => changed.ok()?,
+                    // Where they are not watched, the groups still are.
+                    Ok(()) = failing.changed() => {}
+                }
+                let latest = capacity.groups.borrow_and_update().clone();
+                if let Some(groups) = latest {
+                    let report = to_wire(&capacity.node, &groups, &failing);
+                    return Some((report, (capacity, failing)));
+                }
+            }
         })
     }
 }
 
-fn to_wire(node: &str, groups: &[VolumeGroup]) -> wire::CapacityReport {
+fn to_wire(node: &str, groups: &[VolumeGroup], failing: &Failing) -> wire::CapacityReport {
     wire::CapacityReport {
         node: node.to_owned(),
         volume_groups: groups
@@ -70,6 +81,7 @@ fn to_wire(node: &str, groups: &[VolumeGroup]) -> wire::CapacityReport {
                 extent_bytes: group.extent_size,
             })
             .collect(),
+        failing_unmounts: failing.latest().to_vec(),
     }
 }
 
@@ -162,9 +174,13 @@ mod tests {
     use std::fs;
     use std::sync::atomic::{AtomicU64, Ordering};
 
+    use futures::StreamExt;
+    use lvm::names::PodUid;
+    use lvm::trouble::Notes;
     use tokio::time::timeout;
 
     use super::*;
+    use crate::node::trouble::Watcher;
 
     const GIB: u64 = 1 << 30;
 
@@ -213,19 +229,19 @@ mod tests {
     #[tokio::test]
     async fn one_report_at_start_and_none_while_nothing_changes() {
         let bench = Bench::start(|count| vec![group("vg0", count)]);
-        let mut stream = Box::pin(bench.capacity.reports());
+        let mut stream = Box::pin(bench.capacity.reports(Failing::none()));
         assert_eq!(next(&mut stream).await, 1);
         sleep(AT_MOST + QUIET * 2).await;
         assert_eq!(bench.count(), 1);
         // A second caller gets the first message at once and costs no report.
-        assert_eq!(next(&mut Box::pin(bench.capacity.reports())).await, 1);
+        assert_eq!(next(&mut Box::pin(bench.capacity.reports(Failing::none()))).await, 1);
         assert_eq!(bench.count(), 1);
     }
 
     #[tokio::test]
     async fn burst_of_changes_is_one_report() {
         let bench = Bench::start(|count| vec![group("vg0", count)]);
-        let mut stream = Box::pin(bench.capacity.reports());
+        let mut stream = Box::pin(bench.capacity.reports(Failing::none()));
         assert_eq!(next(&mut stream).await, 1);
         for _ in 0..20 {
             bench.change("vg0");
@@ -240,7 +256,7 @@ mod tests {
     #[tokio::test]
     async fn change_during_our_own_operations_waits_for_their_end() {
         let bench = Bench::start(|count| vec![group("vg0", count)]);
-        let mut stream = Box::pin(bench.capacity.reports());
+        let mut stream = Box::pin(bench.capacity.reports(Failing::none()));
         assert_eq!(next(&mut stream).await, 1);
         bench.operations.send_replace(2);
         bench.change("vg0");
@@ -258,7 +274,7 @@ mod tests {
     #[tokio::test]
     async fn change_by_others_is_seen_in_lvms_backup_directory() {
         let bench = Bench::start(|count| vec![group("vg0", count)]);
-        let mut stream = Box::pin(bench.capacity.reports());
+        let mut stream = Box::pin(bench.capacity.reports(Failing::none()));
         assert_eq!(next(&mut stream).await, 1);
         let backup = bench.directory.path().join("backup");
         fs::write(backup.join(".lvm_n1_7_1"), "new").unwrap();
@@ -271,7 +287,7 @@ mod tests {
     #[tokio::test]
     async fn same_answer_is_no_message() {
         let bench = Bench::start(|count| vec![group("vg0", if count < 3 { 1 } else { 9 })]);
-        let mut stream = Box::pin(bench.capacity.reports());
+        let mut stream = Box::pin(bench.capacity.reports(Failing::none()));
         assert_eq!(next(&mut stream).await, 1);
         bench.change("vg0");
         while bench.count() < 2 {
@@ -282,9 +298,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn unmounts_that_fail_come_with_the_next_report() {
+        let bench = Bench::start(|_| vec![group("vg0", 7)]);
+        let notes = Notes::at(&bench.directory.path().join("unmounts"));
+        let (watcher, failing) = Watcher::new(notes.clone());
+        let mut stream = Box::pin(bench.capacity.reports(failing));
+        assert_eq!(next(&mut stream).await, 7);
+        tokio::spawn(watcher.run());
+        for _ in 0..3 {
+            notes.note_failed_unmount(Path::new("/proc"), &PodUid::parse("1111").unwrap(), "busy");
+        }
+        let report = timeout(Duration::from_secs(20), stream.next()).await.unwrap().unwrap();
+        assert_eq!((report.volume_groups[0].free_bytes, report.failing_unmounts.len()), (7, 1));
+        assert_eq!(report.failing_unmounts[0].message, "busy");
+        assert_eq!(bench.count(), 1, "LVM was asked");
+    }
+
+    #[tokio::test]
     async fn groups_are_found_by_name_and_sorted() {
         let bench = Bench::start(|_| vec![group("b", 2), group("a", 1)]);
-        assert_eq!(next(&mut Box::pin(bench.capacity.reports())).await, 1);
+        assert_eq!(next(&mut Box::pin(bench.capacity.reports(Failing::none()))).await, 1);
         assert_eq!(bench.capacity.group(&VgName::parse("b").unwrap()).unwrap().free, 2);
         assert_eq!(bench.capacity.group(&VgName::parse("c").unwrap()), None);
     }

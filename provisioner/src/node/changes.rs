@@ -7,15 +7,14 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use nix::sys::inotify::{AddWatchFlags, InotifyEvent, WatchDescriptor};
 use tracing::warn;
+
+use super::inotify::Watches;
 
 /// Why changes cannot be watched.
 #[derive(Debug, thiserror::Error)]
@@ -28,19 +27,10 @@ pub struct ChangesError {
 
 /// Changes of volume groups, as they come.
 pub struct Changes {
-    inotify: AsyncFd<Descriptor>,
+    watches: Watches,
     lock_directory: PathBuf,
     locks: WatchDescriptor,
     backup: Option<WatchDescriptor>,
-}
-
-/// nix's type lacks the trait that tokio asks for.
-struct Descriptor(Inotify);
-
-impl AsRawFd for Descriptor {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
-    }
 }
 
 impl Changes {
@@ -51,27 +41,25 @@ impl Changes {
     /// When the lock directory cannot be made or watched.
     pub fn watch(lock_directory: &Path, backup_directory: &Path) -> Result<Self, ChangesError> {
         let at = |source: io::Error| ChangesError { path: lock_directory.to_owned(), source };
-        let inotify =
-            Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).map_err(|errno| at(errno.into()))?;
-        let locks = watch_locks(&inotify, lock_directory).map_err(at)?;
-        let backup = inotify
-            .add_watch(
+        let watches = Watches::new().map_err(at)?;
+        let locks = watch_locks(&watches, lock_directory).map_err(at)?;
+        let backup = watches
+            .add(
                 backup_directory,
                 AddWatchFlags::IN_MOVED_TO
                     | AddWatchFlags::IN_MOVED_FROM
                     | AddWatchFlags::IN_DELETE
                     | AddWatchFlags::IN_ONLYDIR,
             )
-            .inspect_err(|errno| {
+            .inspect_err(|error| {
                 warn!(
                     path = %backup_directory.display(),
-                    error = errno.desc(),
+                    %error,
                     "changes that others make to volume groups will not be seen until our next one"
                 );
             })
             .ok();
-        let inotify = register(Descriptor(inotify)).map_err(at)?;
-        Ok(Self { inotify, lock_directory: lock_directory.to_owned(), locks, backup })
+        Ok(Self { watches, lock_directory: lock_directory.to_owned(), locks, backup })
     }
 
     /// Waits for the next change; several at once count as one. Safe to cancel.
@@ -81,13 +69,7 @@ impl Changes {
     /// again.
     pub async fn next(&mut self) -> Result<(), ChangesError> {
         loop {
-            let events = {
-                let mut ready = self.inotify.readable().await.map_err(|source| self.error(source))?;
-                match ready.try_io(|inotify| Ok(inotify.get_ref().0.read_events()?)) {
-                    Ok(events) => events.map_err(|source| self.error(source))?,
-                    Err(_would_block) => continue,
-                }
-            };
+            let events = self.watches.events().await.map_err(|source| self.error(source))?;
             if self.any_change(&events)? {
                 return Ok(());
             }
@@ -96,9 +78,7 @@ impl Changes {
 
     /// Whether there is something to read without waiting.
     pub fn pending(&self) -> bool {
-        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-        let mut fds = [PollFd::new(self.inotify.get_ref().0.as_fd(), PollFlags::POLLIN)];
-        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+        self.watches.pending()
     }
 
     fn any_change(&mut self, events: &[InotifyEvent]) -> Result<bool, ChangesError> {
@@ -109,8 +89,8 @@ impl Changes {
                 changed = true;
             } else if event.wd == self.locks {
                 if event.mask.contains(AddWatchFlags::IN_IGNORED) {
-                    self.locks = watch_locks(&self.inotify.get_ref().0, &self.lock_directory)
-                        .map_err(|source| self.error(source))?;
+                    self.locks =
+                        watch_locks(&self.watches, &self.lock_directory).map_err(|source| self.error(source))?;
                     changed = true;
                 }
                 changed |= name.is_some_and(is_group_lock);
@@ -142,15 +122,9 @@ impl Changes {
     }
 }
 
-#[allow(unsafe_code)]
-fn register(descriptor: Descriptor) -> io::Result<AsyncFd<Descriptor>> {
-    // SAFETY: the descriptor is open, owned by what is handed over, and always the same one.
-    Ok(unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }?)
-}
-
-fn watch_locks(inotify: &Inotify, directory: &Path) -> io::Result<WatchDescriptor> {
+fn watch_locks(watches: &Watches, directory: &Path) -> io::Result<WatchDescriptor> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    Ok(inotify.add_watch(directory, AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_ONLYDIR)?)
+    watches.add(directory, AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_ONLYDIR)
 }
 
 fn is_group_lock(name: &OsStr) -> bool {

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use lvm::Lvm;
 use lvm::identity::Owner;
-use lvm::logs::{LogError, LogVolume};
+use lvm::logs::{LogError, LogVolume, names_at};
 use lvm::mounts::{self, Mount};
-use lvm::names::{LogVolumeName, LvName, Namespace, PodUid, VgName};
+use lvm::names::{LvName, PodUid, VgName};
 use lvm::report::{LogicalVolume, ReportError, VolumeGroup};
 use lvprov_proto::lvprov as wire;
 use lvprov_proto::lvprov::inventory_item::Item;
@@ -78,10 +78,7 @@ impl PodsDirectory {
 /// The logical volume that belongs at this mount point, if that is the place of
 /// a log volume: `<log root>/<namespace>/<volume>`, and nothing above or below.
 pub fn log_volume_at(target: &Path, log_root: &Path) -> Option<LvName> {
-    let mut parts = target.strip_prefix(log_root).ok()?.iter();
-    let namespace = Namespace::parse(parts.next()?.to_str()?).ok()?;
-    let volume = LogVolumeName::parse(parts.next()?.to_str()?).ok()?;
-    parts.next().is_none().then(|| LvName::for_log(&namespace, &volume))
+    names_at(target, log_root).map(|(namespace, volume)| LvName::for_log(&namespace, &volume))
 }
 
 /// Whether what a mount shows has gone for good. A volume that is merely not
@@ -237,6 +234,8 @@ impl<'a> Placed<'a> {
 
 #[cfg(test)]
 mod tests {
+    use lvm::names::{LogVolumeName, Namespace};
+
     use super::*;
 
     const POD: &str = "0f0e7f0a-1111-4222-8333-444455556666";

@@ -1,8 +1,8 @@
 //! `lvprov node`: serves the volume groups of one node.
 //!
-//! Three sockets: TCP with mutual TLS for the controller ([`server`]), and two
-//! unix sockets for kubelet, which make the driver and the node's topology
-//! label known. LVM is asked for what the volume groups hold once at start and
+//! Four sockets: TCP with mutual TLS for the controller and for readers of
+//! metrics ([`server`]), and two unix sockets for kubelet, which make the driver
+//! and the node's topology label known. LVM is asked for what the volume groups hold once at start and
 //! after every change ([`capacity`]); between changes no process is started.
 
 pub mod addressee;
@@ -16,15 +16,19 @@ pub mod create_volume;
 pub mod csi_node;
 pub mod delete_volume;
 pub mod expand_volume;
+pub mod exposition;
 pub mod identity;
 pub mod in_progress;
+pub mod inotify;
 pub mod inventory;
+pub mod metrics;
 pub mod namespace;
 pub mod publish;
 pub mod registration;
 pub mod served;
 pub mod server;
 pub mod sockets;
+pub mod trouble;
 pub mod volume_id;
 
 use std::future::Future;
@@ -36,11 +40,11 @@ use std::sync::Arc;
 use lvm::Lvm;
 use lvm::config::{ConfigError, NodeConfig};
 use lvm::names::VgName;
+use lvm::trouble::Notes;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::ServerTlsConfig;
 use tracing::{info, warn};
 
 use self::capacity::Reporter;
@@ -51,7 +55,7 @@ use self::namespace::NamespaceError;
 use self::served::Served;
 use self::server::Shared;
 use self::sockets::{Paths, Socket, SocketError};
-use crate::names::NODE_PORT;
+use crate::names::{METRICS_PORT, NODE_PORT};
 use crate::tls::{TlsError, TlsFiles};
 
 /// Where LVM keeps copies of its metadata (lvm.conf(5), `backup_dir`).
@@ -66,7 +70,10 @@ pub struct Args {
     /// Address for the controller to call
     #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], NODE_PORT)))]
     pub listen: SocketAddr,
-    /// Directory with tls.crt, tls.key and ca.crt
+    /// Address for Prometheus to read metrics from
+    #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], METRICS_PORT)))]
+    pub metrics_listen: SocketAddr,
+    /// Directory with tls.crt, tls.key, ca.crt and metrics-ca.crt
     #[arg(long, default_value = "/tls")]
     pub tls_dir: PathBuf,
     /// kubelet's root directory
@@ -144,7 +151,7 @@ pub fn run(args: Args) -> Result<(), NodeError> {
         .build()
         .map_err(NodeError::Runtime)?;
     // Dropping the runtime waits for work in LVM that is still under way.
-    runtime.block_on(serve(args, lvm, tls.server_config()))
+    runtime.block_on(serve(args, lvm, &tls))
 }
 
 fn open_lvm(on_host: bool) -> Result<Lvm, NodeError> {
@@ -153,11 +160,17 @@ fn open_lvm(on_host: bool) -> Result<Lvm, NodeError> {
     Ok(if on_host { Lvm::in_cgroup(config) } else { Lvm::new(config) })
 }
 
-async fn serve(args: Args, lvm: Lvm, tls: ServerTlsConfig) -> Result<(), NodeError> {
+async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), NodeError> {
+    let error = |source| NodeError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(error)?;
+    let address = listener.local_addr().map_err(error)?;
+    Ok((listener, address))
+}
+
+async fn serve(args: Args, lvm: Lvm, tls: &TlsFiles) -> Result<(), NodeError> {
     let asked_to_stop = asked_to_stop().map_err(NodeError::Runtime)?;
-    let listen = |source| NodeError::Listen { address: args.listen, source };
-    let listener = TcpListener::bind(args.listen).await.map_err(listen)?;
-    let address = listener.local_addr().map_err(listen)?;
+    let (listener, address) = listen(args.listen).await?;
+    let (metrics_listener, metrics_address) = listen(args.metrics_listen).await?;
     let paths = Paths::new(&args.kubelet_root);
     let (csi_socket, csi_listener) = Socket::bind(&paths.csi)?;
 
@@ -168,18 +181,25 @@ async fn serve(args: Args, lvm: Lvm, tls: ServerTlsConfig) -> Result<(), NodeErr
         let (lvm, served) = (Arc::clone(&lvm), served.clone());
         move || Ok(lvm.volume_groups()?.into_iter().filter(|group| served.includes(&group.name)).collect())
     });
+    let notes = Notes::default();
+    let (troubles, failing) = trouble::Watcher::new(notes.clone());
     let shared = Shared {
         node_name: args.node_name.clone(),
         lvm: Arc::clone(&lvm),
         served,
         pods: PodsDirectory::new(&args.kubelet_root),
         capacity,
+        failing,
+        notes,
         in_progress,
     };
 
     let stop = CancellationToken::new();
     let mut servers = JoinSet::new();
-    spawn(&mut servers, "controller", server::serve_controller(shared.clone(), listener, tls, stop.clone()));
+    let controller = server::serve_controller(shared.clone(), listener, tls.server_config(), stop.clone());
+    spawn(&mut servers, "controller", controller);
+    let metrics = server::serve_metrics(shared.clone(), metrics_listener, tls.metrics_config(), stop.clone());
+    spawn(&mut servers, "metrics", metrics);
     spawn(&mut servers, "CSI", server::serve_kubelet(shared, csi_listener, stop.clone()));
     // Last, since kubelet calls as soon as it is there.
     let (registration_socket, registration) = Socket::bind(&paths.registration)?;
@@ -188,10 +208,12 @@ async fn serve(args: Args, lvm: Lvm, tls: ServerTlsConfig) -> Result<(), NodeErr
         async move { server::serve_registration(&csi, registration, stop).await }
     };
     spawn(&mut servers, "registration", registered);
-    info!(node = args.node_name, %address, version = env!("CARGO_PKG_VERSION"), "serving");
+    info!(node = args.node_name, %address, %metrics_address, version = env!("CARGO_PKG_VERSION"), "serving");
 
     let log_lvm = Arc::clone(&lvm);
     tokio::task::spawn_blocking(move || mount_logs(&log_lvm));
+    // Ends with the runtime.
+    tokio::spawn(troubles.run());
     let ended = tokio::select! {
         () = asked_to_stop => Ok(()),
         // Capacity that is not kept up to date misleads the scheduler: better to be restarted.

@@ -1,11 +1,12 @@
 //! Serves the services: to the controller over mutual TLS, to kubelet over unix
-//! sockets.
+//! sockets. Metrics have a port of their own, where others are let in too.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use lvm::Lvm;
+use lvm::trouble::Notes;
 use lvprov_proto::csi::controller_server::ControllerServer;
 use lvprov_proto::csi::identity_server::IdentityServer;
 use lvprov_proto::csi::node_server::NodeServer;
@@ -14,6 +15,7 @@ use lvprov_proto::pluginregistration::registration_server::RegistrationServer;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Error, Server, ServerTlsConfig};
 
@@ -24,8 +26,10 @@ use super::csi_node::NodeService;
 use super::identity::IdentityService;
 use super::in_progress::InProgress;
 use super::inventory::PodsDirectory;
+use super::metrics::Metrics;
 use super::registration::RegistrationService;
 use super::served::Served;
+use super::trouble::Failing;
 
 /// A peer that does not answer for this long is asked whether it lives…
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -45,6 +49,10 @@ pub struct Shared {
     pub pods: PodsDirectory,
     /// What the groups hold.
     pub capacity: Capacity,
+    /// Unmounts that keep failing…
+    pub failing: Failing,
+    /// …and the notes that tell of them.
+    pub notes: Notes,
     /// What is being done.
     pub in_progress: Arc<InProgress>,
 }
@@ -59,7 +67,7 @@ pub async fn serve_controller(
     tls: ServerTlsConfig,
     stop: CancellationToken,
 ) -> Result<(), Error> {
-    let Shared { node_name, lvm, served, pods, capacity, in_progress } = shared;
+    let Shared { node_name, lvm, served, pods, capacity, failing, in_progress, .. } = shared;
     let controller = ControllerService::new(
         &node_name,
         Arc::clone(&lvm),
@@ -67,7 +75,7 @@ pub async fn serve_controller(
         capacity.clone(),
         Arc::clone(&in_progress),
     );
-    let admin = AdminService::new(&node_name, lvm, served, pods, capacity.clone(), in_progress);
+    let admin = AdminService::new(&node_name, lvm, served, pods, capacity.clone(), failing, in_progress);
     Server::builder()
         .tls_config(tls)?
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
@@ -75,6 +83,29 @@ pub async fn serve_controller(
         .add_service(IdentityServer::new(IdentityService::new(capacity)))
         .add_service(ControllerServer::new(controller))
         .add_service(NodeAdminServer::new(admin))
+        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop.cancelled_owned())
+        .await
+}
+
+/// Serves metrics until `stop`, then ends once every reader has its answer.
+///
+/// # Errors
+/// When the certificates are of no use, or the socket fails.
+pub async fn serve_metrics(
+    shared: Shared,
+    listener: TcpListener,
+    tls: ServerTlsConfig,
+    stop: CancellationToken,
+) -> Result<(), Error> {
+    let Shared { node_name, lvm, served, capacity, notes, .. } = shared;
+    let metrics = Metrics::new(&node_name, lvm, served, capacity, notes);
+    Server::builder()
+        .tls_config(tls)?
+        // Not every reader speaks HTTP/2.
+        .accept_http1(true)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .add_routes(Routes::from(metrics.router()))
         .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop.cancelled_owned())
         .await
 }

@@ -2,15 +2,17 @@
 //!
 //! `node-call [--address IP:PORT] [--tls-dir DIR] CALL`, one line of JSON per
 //! answer on standard output. A call that the service refuses is an answer too:
-//! `{"code": "...", "message": "..."}`, exit status 1.
+//! `{"code": "...", "message": "..."}`, exit status 1. Metrics are read from the
+//! port and with the certificate that are told.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
+use http_body_util::BodyExt;
 use lvprov::names::{NODE_PORT, TOPOLOGY_NODE, parameters};
 use lvprov::tls::TlsFiles;
 use lvprov_proto::csi::controller_client::ControllerClient;
@@ -25,6 +27,7 @@ use lvprov_proto::lvprov::{CollectRequest, InventoryItem, InventoryRequest, Watc
 use serde_json::{Value, json};
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
+use tower::{Service, ServiceExt};
 
 /// Under this name the tests start it.
 const NODE: &str = "n1";
@@ -70,6 +73,8 @@ enum Call {
         #[arg(long, default_value_t = 10_000)]
         patience_ms: u64,
     },
+    /// Prints the metrics, as they are.
+    Metrics,
     /// Lists everything.
     Inventory,
     /// Lists everything, and collects each item whose line holds `text`.
@@ -128,6 +133,7 @@ async fn call(cli: Cli) -> Result<()> {
             println!("{}", json!({"deleted": true}));
         }
         Call::Watch { messages, patience_ms } => watch(channel, messages, Duration::from_millis(patience_ms)).await?,
+        Call::Metrics => metrics(channel).await?,
         Call::Inventory => {
             for item in inventory(channel).await? {
                 println!("{}", show(&item));
@@ -185,14 +191,31 @@ async fn watch(channel: Channel, messages: usize, patience: Duration) -> Result<
     for _ in 0..messages {
         let Ok(message) = tokio::time::timeout(patience, stream.message()).await else { return Ok(()) };
         let Some(report) = message? else { bail!("the stream has ended") };
+        let failing: Vec<Value> = report
+            .failing_unmounts
+            .iter()
+            .map(|unmount| {
+                json!({"uid": unmount.pod_uid, "target": unmount.target, "message": unmount.message,
+                       "users": unmount.users, "count": unmount.count})
+            })
+            .collect();
         for group in report.volume_groups {
             println!(
                 "{}",
                 json!({"node": report.node, "vg": group.name, "size": group.size_bytes,
-                       "free": group.free_bytes, "extent": group.extent_bytes})
+                       "free": group.free_bytes, "extent": group.extent_bytes, "failing": failing})
             );
         }
     }
+    Ok(())
+}
+
+async fn metrics(mut channel: Channel) -> Result<()> {
+    let request = http::Request::get("/metrics").body(tonic::body::Body::empty())?;
+    let answer = channel.ready().await?.call(request).await?;
+    ensure!(answer.status() == 200, "status {}", answer.status());
+    let text = answer.into_body().collect().await?.to_bytes();
+    print!("{}", String::from_utf8(text.to_vec())?);
     Ok(())
 }
 

@@ -66,7 +66,7 @@ impl Cluster {
     }
 }
 
-/// The two Secrets for mutual TLS, as YAML.
+/// The Secrets for mutual TLS, as YAML.
 fn certificates(lvprov: PathBuf) -> Result<String> {
     let output = Process::new(&lvprov)
         .args(["certificates", "--namespace", NAMESPACE])

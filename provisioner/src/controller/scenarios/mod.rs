@@ -4,6 +4,7 @@ mod claims;
 mod growth;
 mod left;
 mod node;
+mod unmounts;
 mod volumes;
 mod watches;
 
