@@ -7,9 +7,10 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use xtask::testbed::Cluster;
 
-pub const TESTS: [Test<Cluster>; 2] = [
+pub const TESTS: [Test<Cluster>; 3] = [
     ("logs::a_deployment_shares_one_volume_a_node_and_its_files_stay", deployment),
     ("logs::the_admin_sees_who_has_how_much_and_until_when", listed),
+    ("logs::an_inline_csi_volume_is_the_same_log_volume", inline_csi),
 ];
 
 const DEPLOYMENT: &str = include_str!("../../deploy/examples/deployment-logs.yaml");
@@ -78,5 +79,34 @@ fn listed(cluster: &Cluster) -> Result<()> {
     ensure!(!lvprov(cluster, &["logs", "--node", "n9"])?.success(), "a node that is not there");
     let nothing = lvprov(cluster, &["logs", "--namespace", "nobodys"])?.ok()?;
     ensure!(nothing.starts_with("total: 0 log volumes"), "{nothing}");
+    space.end()
+}
+
+fn inline_csi(cluster: &Cluster) -> Result<()> {
+    let space = Space::new(cluster, "inline-csi")?;
+    let csi = |more: &str| {
+        format!("csi: {{driver: lvm.lvprov.io, volumeAttributes: {{volume: shared, size: 1Gi, quota: 100Mi{more}}}}}")
+    };
+    space.pod("flex", Some("n1"), &[log_volume("shared", "")])?;
+    space.pod("csi", Some("n1"), &[csi(", retention: 2h")])?;
+    space.ready("flex")?;
+    space.ready("csi")?;
+    let volumes = volumes_on(cluster, "n1", "log=inline-csi/shared")?;
+    ensure!(volumes.len() == 1, "{volumes:?}");
+    let said = space.exec("csi", "dd if=/dev/zero of=/v0/fill bs=1M count=200 2>&1 || true")?;
+    ensure!(said.contains("No space left") || said.contains("uota"), "{said}");
+    space.exec("flex", "dd if=/dev/zero of=/v0/fill bs=1M count=60 2>&1")?;
+    space.exec("csi", "rm /v0/fill; echo last-line > /v0/app.log; sync")?;
+    // A wish that is not met is said on the pod, as the driver says it.
+    space.pod("wrong", Some("n1"), &[csi(", qouta: 5Mi")])?;
+    space.event("Pod", "wrong", &["qouta", "not known"])?;
+    space.delete_pod("wrong")?;
+    space.delete_pod("csi")?;
+    let machine = cluster.node("n1")?;
+    let log = machine.read_file("/var/log/lvprov/inline-csi/shared/csi/app.log")?;
+    ensure!(log.contains("last-line"), "{log}");
+    let index: Value = serde_json::from_str(&machine.read_file("/var/log/lvprov/inline-csi/shared.json")?)?;
+    let last = &index["directories"]["csi"]["uses"][0];
+    ensure!(last["pod"] == "csi" && last["containers"][0] == "c" && last["until"].is_string(), "{index:#}");
     space.end()
 }

@@ -176,7 +176,9 @@ fn lost_index(node: &Node) -> Result<()> {
     node.sh("echo '{' > /var/log/lvprov/options/lost.json")?;
     b.mount(node)?.success()?;
     let index = read_index(node, "lost")?;
-    ensure!(index["directories"]["web-a"]["uses"][0]["uid"] == "options-9", "{index}");
+    let gone = &index["directories"]["web-a"];
+    ensure!(gone["uses"][0]["uid"] == "options-9" && gone["uses"][0]["until"].is_string(), "{index}");
+    ensure!(gone["keepUntil"].is_string(), "{index}");
     ensure!(index["directories"]["web-b"]["uses"][0]["uid"] == "options-9b", "{index}");
     b.unmount(node)?.success()
 }

@@ -7,7 +7,7 @@
 //! anew where it is missing. So nothing fails because of it.
 
 use super::directory::now;
-use super::{LogError, io};
+use super::{LogError, Record, io};
 use crate::names::DirectoryName;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -112,6 +112,17 @@ impl Index {
         entry.uses.drain(..too_many);
     }
 
+    /// What the record of a directory tells of it. When its pod came is not
+    /// known any more: before it was used last.
+    pub(super) fn restore(&mut self, name: &DirectoryName, path: &Path, record: &Record, mounted: bool) {
+        let pod = if record.pod.is_empty() { name.to_string() } else { record.pod.clone() };
+        let last = rfc3339(record.last_used);
+        let until = (!mounted).then(|| last.clone());
+        let keep_until = (!mounted).then(|| rfc3339(record.keep_until()));
+        let uses = vec![Use { pod, uid: record.pod_uid.clone(), containers: Vec::new(), from: last, until }];
+        self.directories.insert(name.to_string(), Entry { path: path.to_owned(), uses, keep_until });
+    }
+
     /// A pod has given a directory back (`uid` is None: whoever had it);
     /// `keep_until`: seconds since 1970, where no other pod has it.
     pub(super) fn end(&mut self, name: &str, uid: Option<&str>, containers: Vec<String>, keep_until: Option<i64>) {
@@ -181,6 +192,19 @@ mod tests {
         assert_eq!(entry.uses.len(), 1);
         assert_eq!(entry.uses[0].containers, ["app", "side"]);
         assert_eq!(entry.keep_until.as_deref(), Some("1970-01-02T00:00:00Z"));
+    }
+
+    #[test]
+    fn a_record_alone_tells_the_last_pod() {
+        let mut index = Index::default();
+        let record =
+            Record { pod_uid: "u1".to_owned(), pod: "web-0".to_owned(), retention: 60, last_used: 0, project: 1000 };
+        index.restore(&name(), Path::new("/v/web-0"), &record, false);
+        let entry = &index.directories["web-0"];
+        assert_eq!(entry.uses[0].until.as_deref(), Some("1970-01-01T00:00:00Z"));
+        assert_eq!(entry.keep_until.as_deref(), Some("1970-01-01T00:01:00Z"));
+        index.restore(&name(), Path::new("/v/web-0"), &record, true);
+        assert!(index.directories["web-0"].uses[0].until.is_none());
     }
 
     #[test]

@@ -349,9 +349,10 @@ fn load_index(place: &Place<'_>) -> Index {
         volume: place.volume.to_string(),
         ..Index::default()
     };
+    let (mounts, device) = (mounts::all().unwrap_or_default(), mounts::file_system_of(&place.path).ok());
     for (name, record) in records(&place.path).unwrap_or_default() {
-        let pod = if record.pod.is_empty() { name.to_string() } else { record.pod.clone() };
-        index.begin(&name, &place.path.join(name.as_str()), &pod, &record.pod_uid, Vec::new());
+        let mounted = device.is_some_and(|device| is_bound(&mounts, device, name.as_str()));
+        index.restore(&name, &place.path.join(name.as_str()), &record, mounted);
     }
     index
 }
