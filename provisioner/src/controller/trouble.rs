@@ -126,7 +126,8 @@ fn notes(node: &str, failing: &[FailingUnmount]) -> impl Iterator<Item = (Key, S
 /// one attempt to the next.
 fn sentence(node: &str, unmount: &FailingUnmount) -> String {
     let FailingUnmount { target, message, users, .. } = unmount;
-    let volume = target.rsplit('/').next().unwrap_or_default();
+    // …/volumes/<driver>/<volume>; a CSI volume is mounted one directory further down.
+    let volume = target.rsplit_once("/volumes/").and_then(|(_, below)| below.split('/').nth(1)).unwrap_or(target);
     let advice = match users.as_slice() {
         [] => format!(
             "Which process uses it was not found: look on node {node} with `fuser -vm {target}` and `findmnt -R {target}`."
@@ -187,6 +188,11 @@ mod tests {
         );
         assert!(told[1].1.contains("Volume logs") && told[1].1.contains("Volume more"), "{}", told[1].1);
         assert!(told[1].1.contains("used there by process 7 (tail), process 9 (sh): end that"), "{}", told[1].1);
+        let csi = FailingUnmount {
+            target: "/var/lib/kubelet/pods/c/volumes/kubernetes.io~csi/inline/mount".into(),
+            ..failing("c", "", &[])
+        };
+        assert!(texts(&[csi])[0].1.starts_with("Volume inline cannot be unmounted"));
         // The same failure once more is the same text.
         let again = FailingUnmount { count: 9, last_unix: 77, ..failing("a", "data", &[]) };
         assert_eq!(texts(&[again])[0], told[0]);

@@ -17,6 +17,7 @@ use lvm::logs::{LogError, PublishLog};
 use lvm::mounts::{self, BindOptions, Mount, UnmountError};
 use lvm::names::{NameError, Namespace, NodeName, PodName, PodUid};
 use lvm::options::{LogOptions, Options, OptionsError};
+use lvm::trouble::Notes;
 use lvm::volume::ExtendError;
 use lvprov_proto::csi::volume_capability::AccessType;
 use lvprov_proto::csi::volume_capability::access_mode::Mode;
@@ -351,7 +352,15 @@ fn pod_uid(target: &Path) -> Option<PodUid> {
 /// Unmounts and removes the target, as CSI wants it. What was never mounted is done.
 pub fn unpublish(lvm: &Lvm, target: PathBuf) -> Result<(), NodeCallError> {
     let uid = pod_uid(&target);
-    for mount in lvm.unmount(&target)? {
+    let notes = Notes::default();
+    let gone = lvm.unmount(&target).inspect_err(|error| {
+        // kubelet makes no Event of it, as little as with the driver.
+        if let Some(pod) = &uid {
+            notes.note_failed_unmount(&target, pod, &error.to_string());
+        }
+    })?;
+    notes.clear(&target);
+    for mount in gone {
         // Only when its retention begins is lost with this.
         if let Err(error) = lvm.note_unmounted(&mount, uid.as_ref(), containers(&target)) {
             tracing::warn!(target = %target.display(), %error, "cannot note when a log directory was used last");

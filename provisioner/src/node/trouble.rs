@@ -1,5 +1,6 @@
-//! Unmounts that keep failing: seen in the driver's notes, and told to the
-//! controller, which makes Events on their pods.
+//! Unmounts that keep failing: seen in the notes that the driver (and, of CSI
+//! volumes, the node service itself) leaves, and told to the controller, which
+//! makes Events on their pods.
 //!
 //! That something is in use is told once it is certain that it stays so: a pod
 //! that ends often leaves a directory in use for a moment. Who uses it is
@@ -217,11 +218,12 @@ fn users_of(targets: &[&Path]) -> Vec<Vec<String>> {
 }
 
 /// What is the same in every path of a volume directory, and in no other:
-/// `/<pod UID>/volumes/<driver>/<volume>`.
+/// `/<pod UID>/volumes/<driver>/<volume>`, of a CSI volume with `/mount`.
 fn end_of(target: &Path) -> Option<Vec<u8>> {
     let parts: Vec<&OsStr> = target.iter().collect();
-    let last = parts.last_chunk::<4>()?;
-    Some(last.iter().flat_map(|part| [b"/".as_slice(), part.as_bytes()]).flatten().copied().collect())
+    let pods = parts.windows(3).rposition(|three| three[0] == "pods" && three[2] == "volumes")?;
+    let end = parts[pods + 1..].iter().flat_map(|part| [b"/".as_slice(), part.as_bytes()]);
+    Some(end.flatten().copied().collect())
 }
 
 fn is_below(path: &Path, end: &[u8]) -> bool {
@@ -329,6 +331,9 @@ mod tests {
         for path in ["/pods/1111/volumes/lvprov.io~lvm/logs2", "/pods/21111/volumes/lvprov.io~lvm/logs", "/", ""] {
             assert!(!is_below(Path::new(path), &end), "{path}");
         }
+        let csi = end_of(Path::new("/var/lib/kubelet/pods/1111/volumes/kubernetes.io~csi/logs/mount")).unwrap();
+        assert_eq!(csi, b"/1111/volumes/kubernetes.io~csi/logs/mount");
+        assert_eq!(end_of(Path::new("/proc")), None);
     }
 
     #[tokio::test]
