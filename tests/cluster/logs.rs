@@ -7,10 +7,11 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use xtask::testbed::Cluster;
 
-pub const TESTS: [Test<Cluster>; 3] = [
+pub const TESTS: [Test<Cluster>; 4] = [
     ("logs::a_deployment_shares_one_volume_a_node_and_its_files_stay", deployment),
     ("logs::the_admin_sees_who_has_how_much_and_until_when", listed),
     ("logs::an_inline_csi_volume_is_the_same_log_volume", inline_csi),
+    ("logs::pods_under_restricted_security_have_logs_too", restricted),
 ];
 
 const DEPLOYMENT: &str = include_str!("../../deploy/examples/deployment-logs.yaml");
@@ -108,5 +109,19 @@ fn inline_csi(cluster: &Cluster) -> Result<()> {
     let index: Value = serde_json::from_str(&machine.read_file("/var/log/lvprov/inline-csi/shared.json")?)?;
     let last = &index["directories"]["csi"]["uses"][0];
     ensure!(last["pod"] == "csi" && last["containers"][0] == "c" && last["until"].is_string(), "{index:#}");
+    space.end()
+}
+
+fn restricted(cluster: &Cluster) -> Result<()> {
+    const EXAMPLE: &str = include_str!("../../deploy/examples/deployment-logs-csi.yaml");
+    cluster.apply(EXAMPLE)?;
+    let space = Space { cluster, name: "restricted-logs" };
+    space.kubectl(&["rollout", "status", "deployment/web", "--timeout=300s"])?;
+    let pods = space.get("pods -l app=web")?;
+    let pod = text(&pods, "/items/0/metadata/name").to_owned();
+    // kubelet's fsGroup comes after ours, and wins.
+    let seen = space.exec(&pod, "stat -c '%g %a' /logs")?;
+    ensure!(seen.trim() == "2000 2777", "{seen}");
+    eventually("it writes its log", || Ok(space.exec(&pod, "cat /logs/web.log")?.contains("still here")))?;
     space.end()
 }
