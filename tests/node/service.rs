@@ -9,7 +9,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 use xtask::testbed::Node;
 
-pub const TESTS: [Test<Node>; 15] = [
+pub const TESTS: [Test<Node>; 16] = [
     ("service::a_creation_is_one_change_and_one_report", one_creation),
     ("service::the_same_request_is_the_same_volume", same_request),
     ("service::a_volume_in_use_anywhere_is_not_removed", in_use),
@@ -25,6 +25,7 @@ pub const TESTS: [Test<Node>; 15] = [
     ("service::log_volumes_are_mounted_again_after_a_reboot", logs_after_reboot),
     ("service::metrics_cost_no_process_and_are_for_their_readers", metrics),
     ("service::unmounts_that_keep_failing_are_told", failing_unmounts),
+    ("service::an_index_learns_of_containers_as_they_start", index),
 ];
 
 const MIB: u64 = 1 << 20;
@@ -113,6 +114,13 @@ impl<'a> Service<'a> {
             ensure!(begun.elapsed() < Duration::from_secs(60), "{now} B are reported as free, not {free} B");
             sleep(Duration::from_millis(100));
         }
+    }
+
+    /// Waits until it has nothing more to do: a new log volume changes its group twice.
+    fn idle(&self, free: u64) -> Result<()> {
+        self.until_free(free)?;
+        sleep(Duration::from_secs(2));
+        Ok(())
     }
 
     fn pid(&self) -> Result<String> {
@@ -489,8 +497,7 @@ fn metrics(node: &Node) -> Result<()> {
     let free = service.free()?;
     let call = Call::log("service", "web-a", "service-8", "measured");
     call.mount(node)?.success()?;
-    // From then on it is idle again.
-    service.until_free(free - 1024 * MIB)?;
+    service.idle(free - 1024 * MIB)?;
     node.sh(&format!("dd if=/dev/zero of={}/a bs=1M count=3 2> /dev/null; sync", call.directory()))?;
     let mut text = String::new();
     let mut scrape = || {
@@ -564,4 +571,44 @@ fn failing_unmounts(node: &Node) -> Result<()> {
     let left = node.sh("ls -A /run/lvprov/unmounts")?;
     ensure!(left.trim().is_empty(), "{left}");
     Ok(())
+}
+
+fn index(node: &Node) -> Result<()> {
+    let service = Service::start(node)?;
+    let free = service.free()?;
+    let call = Call::log("service", "web-a", "service-10", "indexed");
+    call.mount(node)?.success()?;
+    service.idle(free - 1024 * MIB)?;
+    let shows = |wanted: &[&str], open: bool| {
+        let begun = Instant::now();
+        loop {
+            // It is replaced in one step, and may be missing.
+            let text = node.sh("cat /var/log/lvprov/service/indexed.json || echo null")?;
+            let found: Value = serde_json::from_str(&text)?;
+            let one = &found["directories"]["web-a"]["uses"][0];
+            let is_open = one["uid"] == "service-10" && one["until"].is_null();
+            if one["containers"] == serde_json::json!(wanted) && is_open == open {
+                return Ok(());
+            }
+            ensure!(begun.elapsed() < Duration::from_secs(60), "{found:#}");
+            sleep(Duration::from_millis(100));
+        }
+    };
+    let containers = format!("/var/lib/kubelet/pods/{}/containers", call.uid);
+    let ran = kinds(node, || {
+        shows(&[], true)?;
+        node.run(["mkdir", "-p", &format!("{containers}/app")])?;
+        shows(&["app"], true)?;
+        node.run(["mkdir", &format!("{containers}/side")])?;
+        shows(&["app", "side"], true)?;
+        // Lost, and made anew.
+        node.run(["rm", "/var/log/lvprov/service/indexed.json"])?;
+        node.run(["mkdir", &format!("{containers}/last")])?;
+        shows(&["app", "last", "side"], true)?;
+        // Without the driver, so without a word to the index.
+        node.run(["umount", &call.directory()])?;
+        shows(&["app", "last", "side"], false)
+    })?;
+    ensure!(ran.is_empty(), "{ran:?}");
+    call.unmount(node)?.success()
 }

@@ -134,6 +134,16 @@ impl Index {
         }
     }
 
+    /// Only the pods with these UIDs have a directory: whoever else had it has
+    /// given it back, since when nobody knows.
+    pub(super) fn end_others(&mut self, name: &str, uids: &[&str]) {
+        let now = rfc3339(now());
+        let uses = self.directories.get_mut(name).into_iter().flat_map(|entry| &mut entry.uses);
+        for other in uses.filter(|one| !uids.contains(&one.uid.as_str())) {
+            other.until.get_or_insert_with(|| now.clone());
+        }
+    }
+
     /// The node was down: whatever was in use is not any more, since when nobody knows.
     pub(super) fn end_all(&mut self) {
         let now = rfc3339(now());
@@ -205,6 +215,18 @@ mod tests {
         assert_eq!(entry.keep_until.as_deref(), Some("1970-01-01T00:01:00Z"));
         index.restore(&name(), Path::new("/v/web-0"), &record, true);
         assert!(index.directories["web-0"].uses[0].until.is_none());
+    }
+
+    #[test]
+    fn whoever_has_gone_unseen_has_ended() {
+        let mut index = Index::default();
+        for uid in ["u1", "u2"] {
+            index.begin(&name(), Path::new("/v/web-0"), "web-0", uid, Vec::new());
+        }
+        index.end_others("web-0", &["u2"]);
+        index.end_others("none", &[]);
+        let uses = &index.directories["web-0"].uses;
+        assert!(uses[0].until.is_some() && uses[1].until.is_none(), "{uses:?}");
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod directory;
 pub mod index;
 mod mounted;
 mod publish;
+mod refresh;
 pub mod template;
 
 use crate::Lvm;
@@ -33,6 +34,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use mounted::{MountedLog, Space, names_at};
+pub use refresh::PodOfMount;
 
 /// A pod's directory of a log volume, to be mounted for it.
 #[derive(Debug, Clone)]

@@ -339,7 +339,7 @@ fn own_project(root: &File, directory: &OwnedFd, known: Option<&Record>) -> IoRe
 
 /// The index of a volume that is mounted, made anew from the records of its
 /// directories where there is none.
-fn load_index(place: &Place<'_>) -> Index {
+pub(super) fn load_index(place: &Place<'_>) -> Index {
     if let Some(index) = Index::load(&place.path) {
         return index;
     }

@@ -1,5 +1,6 @@
 //! inotify(7) for tokio.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::Path;
@@ -28,7 +29,7 @@ impl Watches {
     /// When the kernel gives no descriptor: a user may have so many only.
     pub fn new() -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        register(Descriptor(inotify)).map(Self)
+        register(Descriptor(inotify), Interest::READABLE).map(Self)
     }
 
     /// Watches `path` for `what`.
@@ -37,6 +38,11 @@ impl Watches {
     /// When it is not there, or there are too many watches.
     pub fn add(&self, path: &Path, what: AddWatchFlags) -> io::Result<WatchDescriptor> {
         Ok(self.0.get_ref().0.add_watch(path, what)?)
+    }
+
+    /// Ends a watch. One that has ended already, with what it was on, is no error.
+    pub fn remove(&self, watch: WatchDescriptor) {
+        let _ = self.0.get_ref().0.rm_watch(watch);
     }
 
     /// Waits for events. Safe to cancel.
@@ -60,8 +66,16 @@ impl Watches {
     }
 }
 
+/// Has the runtime wait for a file.
 #[allow(unsafe_code)]
-fn register(descriptor: Descriptor) -> io::Result<AsyncFd<Descriptor>> {
+pub(super) fn register<T: Owns>(file: T, interest: Interest) -> io::Result<AsyncFd<T>> {
     // SAFETY: the descriptor is open, owned by what is handed over, and always the same one.
-    Ok(unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }?)
+    Ok(unsafe { AsyncFd::register_with_interest(file, interest) }?)
 }
+
+/// What owns one open descriptor, always the same.
+pub(super) trait Owns: AsRawFd {}
+
+impl Owns for Descriptor {}
+
+impl Owns for File {}

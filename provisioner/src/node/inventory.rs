@@ -61,6 +61,11 @@ impl PodsDirectory {
         Self(root.join("pods"))
     }
 
+    /// That of one pod.
+    pub fn directory(&self, pod: &PodUid) -> PathBuf {
+        self.0.join(pod.as_str())
+    }
+
     /// The UID of the pod that a volume is mounted for, if `target` is the
     /// mount point of a FlexVolume of ours, or of a CSI volume.
     pub fn pod_of(&self, target: &Path) -> Option<PodUid> {

@@ -21,6 +21,7 @@ pub mod identity;
 pub mod in_progress;
 pub mod inotify;
 pub mod inventory;
+pub mod log_index;
 pub mod metrics;
 pub mod namespace;
 pub mod publish;
@@ -51,6 +52,7 @@ use self::capacity::Reporter;
 use self::changes::ChangesError;
 use self::in_progress::InProgress;
 use self::inventory::PodsDirectory;
+use self::log_index::Indexer;
 use self::namespace::NamespaceError;
 use self::served::Served;
 use self::server::Shared;
@@ -183,11 +185,13 @@ async fn serve(args: Args, lvm: Lvm, tls: &TlsFiles) -> Result<(), NodeError> {
     });
     let notes = Notes::default();
     let (troubles, failing) = trouble::Watcher::new(notes.clone());
+    let pods = PodsDirectory::new(&args.kubelet_root);
+    let indexer = Indexer::new(Arc::clone(&lvm), served.clone(), pods.clone());
     let shared = Shared {
         node_name: args.node_name.clone(),
         lvm: Arc::clone(&lvm),
         served,
-        pods: PodsDirectory::new(&args.kubelet_root),
+        pods,
         capacity,
         failing,
         notes,
@@ -212,8 +216,9 @@ async fn serve(args: Args, lvm: Lvm, tls: &TlsFiles) -> Result<(), NodeError> {
 
     let log_lvm = Arc::clone(&lvm);
     tokio::task::spawn_blocking(move || mount_logs(&log_lvm));
-    // Ends with the runtime.
+    // These end with the runtime.
     tokio::spawn(troubles.run());
+    tokio::spawn(indexer.run());
     let ended = tokio::select! {
         () = asked_to_stop => Ok(()),
         // Capacity that is not kept up to date misleads the scheduler: better to be restarted.

@@ -332,7 +332,11 @@ fn log_options(context: &HashMap<String, String>, config: &NodeConfig) -> Result
 /// started: kubelet makes a directory for each.
 fn containers(target: &Path) -> Vec<String> {
     // <root>/pods/<uid>/volumes/kubernetes.io~csi/<name>/mount
-    let Some(pod) = target.ancestors().nth(4) else { return Vec::new() };
+    target.ancestors().nth(4).map(containers_of).unwrap_or_default()
+}
+
+/// As [`containers`], of a pod's own directory. Bounded, since it ends up in an index.
+pub fn containers_of(pod: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(pod.join("containers")) else { return Vec::new() };
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let mut names: Vec<String> = names.filter(|name| PodName::parse(name).is_ok()).take(64).collect();
