@@ -10,6 +10,7 @@ mod race;
 mod replay;
 mod sanity;
 mod service;
+mod shippers;
 mod storm;
 mod trouble;
 
@@ -32,6 +33,7 @@ fn main() {
     tests.extend(replay::TESTS);
     tests.extend(sanity::TESTS);
     tests.extend(service::TESTS);
+    tests.extend(shippers::TESTS);
     tests.extend(storm::TESTS);
     tests.extend(trouble::TESTS);
     lvprov_tests::run(&tests, || {

@@ -90,7 +90,7 @@ fn run(command: Command) -> Result<u8> {
         Command::Test(test) => return commands::test::run(&test),
         Command::Fuzz(fuzz) => return commands::fuzz::run(&fuzz),
         Command::Setup => {
-            setup::for_cluster()?;
+            setup::for_tests()?;
             step("Build lvprov", || setup::binaries::build(setup::binaries::Profile::Debug))?;
         }
         Command::Internal(Internal::Supervise { directory, detached }) => {

@@ -13,16 +13,16 @@ use anyhow::Result;
 /// # Errors
 /// When one of them cannot be had.
 pub fn for_cluster() -> Result<()> {
-    let all: Vec<&str> = [packages::NODE, packages::CLUSTER].concat();
-    packages::install(&all)?;
+    packages::install(&[packages::NODE, packages::CLUSTER].concat())?;
     kubernetes::KUBERNETES.build()
 }
 
-/// What [`for_cluster`] gets, and the public tests of CSI drivers.
+/// All that tests use: what [`for_cluster`] gets, a log shipper, and the public tests of CSI drivers.
 ///
 /// # Errors
 /// When one of them cannot be had.
 pub fn for_tests() -> Result<()> {
-    for_cluster()?;
+    packages::install(&[packages::NODE, packages::CLUSTER, packages::TESTS].concat())?;
+    kubernetes::KUBERNETES.build()?;
     kubernetes::CSI_SANITY.build()
 }

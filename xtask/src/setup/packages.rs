@@ -16,6 +16,9 @@ pub const NODE: &[&str] =
 /// For a cluster, besides those of a node.
 pub const CLUSTER: &[&str] = &["busybox-static", "containerd", "containernetworking-plugins", "etcd-server", "runc"];
 
+/// For tests, besides those of a cluster.
+pub const TESTS: &[&str] = &["rsyslog"];
+
 /// Installs those of `packages` that are missing.
 ///
 /// # Errors
