@@ -42,6 +42,10 @@ struct Storm {
     base: PathBuf,
     errors: Mutex<Vec<String>>,
     stop: AtomicBool,
+    /// Held while a process is started, and while files of a pod's mount are
+    /// open: a new process has all of them, until it becomes the driver, and
+    /// would keep another thread's mount busy.
+    files: Mutex<()>,
 }
 
 /// What a pod's thread found out.
@@ -49,13 +53,14 @@ struct Storm {
 struct Pod {
     project: u32,
     rounds: usize,
-    slowest: Duration,
+    /// The slowest call of the first round, in which the volume is made, and of all others.
+    slowest: [Duration; 2],
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let base = Path::new("/var/log/lvprov").join(&cli.namespace).join(&cli.volume);
-    let storm = Storm { cli, base, errors: Mutex::default(), stop: AtomicBool::new(false) };
+    let storm = Storm { cli, base, errors: Mutex::default(), stop: AtomicBool::new(false), files: Mutex::default() };
     let begun = Instant::now();
     let pods = storm.run();
     let seconds = begun.elapsed().as_secs_f64();
@@ -64,12 +69,12 @@ fn main() -> ExitCode {
     }
     let errors = storm.errors.into_inner().unwrap_or_default();
     let rounds: usize = pods.iter().map(|pod| pod.rounds).sum();
-    let slowest = pods.iter().map(|pod| pod.slowest).max().unwrap_or_default();
+    let slowest = [0, 1].map(|of| pods.iter().map(|pod| pod.slowest[of].as_millis()).max());
     println!(
         "{}",
         json!({
             "pods": pods.len(), "calls": 2 * rounds, "seconds": (seconds * 10.0).round() / 10.0,
-            "slowestCallMs": slowest.as_millis(), "errors": errors,
+            "slowestMs": {"whileMade": slowest[0], "later": slowest[1]}, "errors": errors,
         })
     );
     if errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -119,11 +124,13 @@ impl Storm {
         });
         fs::create_dir_all(&target)?;
         let path = target.to_str().context("a path")?;
-        pod.slowest = pod.slowest.max(self.call(&["mount", path, &options.to_string()])?);
+        let slowest = &mut pod.slowest[usize::from(round > 0)];
+        *slowest = (*slowest).max(self.call(&["mount", path, &options.to_string()])?);
 
         let mount = self.only_mount(&target)?;
         ensure!(mount.root == Path::new("/").join(&name), "{} is mounted", mount.root.display());
         ensure!(mount.device == mounts::file_system_of(&self.base)?, "another file system is mounted");
+        let files = self.files.lock();
         let project = quota::project(File::open(&target)?)?;
         ensure!(project != 0 && (pod.project == 0 || pod.project == project), "project {} is {project}", pod.project);
         pod.project = project;
@@ -131,8 +138,10 @@ impl Storm {
         let limit = quota::usage(&device, project)?.limit;
         ensure!(limit == quota, "the limit is {limit} B, and not {quota} B");
         writeln!(OpenOptions::new().create(true).append(true).open(target.join("lines"))?, "{round}")?;
+        drop(files);
 
-        pod.slowest = pod.slowest.max(self.call(&["unmount", path])?);
+        let slowest = &mut pod.slowest[usize::from(round > 0)];
+        *slowest = (*slowest).max(self.call(&["unmount", path])?);
         ensure!(mounts::at(&target)?.is_none(), "it is still mounted");
         // As kubelet does: what is not empty stays, and is an error.
         for directory in target.ancestors().take_while(|directory| *directory != Path::new(PODS)) {
@@ -152,8 +161,13 @@ impl Storm {
 
     /// Calls the driver, holds its answer to kubelet's rules, and takes the time.
     fn call(&self, args: &[&str]) -> Result<Duration> {
+        let mut command = Command::new(&self.cli.driver);
+        command.args(args).env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let files = self.files.lock();
         let begun = Instant::now();
-        let output = Command::new(&self.cli.driver).args(args).env_clear().stdin(Stdio::null()).output()?;
+        let child = command.spawn();
+        drop(files);
+        let output = child?.wait_with_output()?;
         let took = begun.elapsed();
         let stdout = String::from_utf8_lossy(&output.stdout);
         ensure!(output.stderr.is_empty(), "{}: it wrote to standard error", args[0]);
