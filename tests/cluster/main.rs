@@ -7,6 +7,7 @@ mod claims;
 mod crash;
 mod gc;
 mod growth;
+mod hosts;
 mod logs;
 mod metrics;
 mod unmounts;
@@ -28,6 +29,7 @@ fn main() {
     tests.extend(metrics::TESTS);
     tests.extend(unmounts::TESTS);
     tests.extend(gc::TESTS);
+    tests.extend(hosts::TESTS);
     tests.extend(crash::TESTS);
     lvprov_tests::run(&tests, start)
 }

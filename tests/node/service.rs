@@ -44,7 +44,7 @@ impl<'a> Service<'a> {
     }
 
     /// `before`: shell commands of its container. `options`: further ones.
-    fn start_in(node: &'a Node, before: &str, options: &str) -> Result<Self> {
+    pub(crate) fn start_in(node: &'a Node, before: &str, options: &str) -> Result<Self> {
         let run = format!(
             "{before}\necho $$ > /run/lvprov-node.pid\n\
              exec lvprov node --node-name n1 {options}\n"
@@ -72,7 +72,7 @@ impl<'a> Service<'a> {
         Ok(service)
     }
 
-    fn call(&self, args: &[&str]) -> Result<Vec<Value>> {
+    pub(crate) fn call(&self, args: &[&str]) -> Result<Vec<Value>> {
         let mut argv = vec![env!("CARGO_BIN_EXE_node-call")];
         argv.extend(args);
         let output = self.node.exec(argv)?;
