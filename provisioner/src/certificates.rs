@@ -362,7 +362,7 @@ mod tests {
         let args = Args { namespace: "lvprov-system".into(), days: 1, directory: Some(dir.path().to_owned()) };
         run(&args).unwrap();
         for side in ["controller", "node", "metrics"] {
-            crate::tls::TlsFiles::load(&dir.path().join(side)).unwrap();
+            crate::tls::TlsDirectory::open(&dir.path().join(side)).unwrap();
             let key = fs::metadata(dir.path().join(side).join("tls.key")).unwrap();
             assert_eq!(key.permissions().mode() & 0o777, 0o600);
         }

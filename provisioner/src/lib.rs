@@ -13,6 +13,7 @@ pub mod logging;
 pub mod names;
 pub mod node;
 pub mod tls;
+pub mod x509;
 
 /// An error with all its causes on one line, each said once.
 pub fn with_causes(error: &dyn Error) -> String {

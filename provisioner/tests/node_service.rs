@@ -17,15 +17,16 @@ use lvm::names::VgName;
 use lvm::report::VolumeGroup;
 use lvm::trouble::Notes;
 use lvprov::certificates::{Certificates, Material};
+use lvprov::controller::nodes::connect;
 use lvprov::names::{DRIVER, MEANT_NODE, NODE_SERVER_NAME, TOPOLOGY_NODE, parameters};
 use lvprov::node::capacity::Reporter;
 use lvprov::node::in_progress::InProgress;
 use lvprov::node::inventory::PodsDirectory;
 use lvprov::node::served::Served;
-use lvprov::node::server::{self, Shared};
+use lvprov::node::server::{self, LONGEST_CONNECTION, Shared, Tls};
 use lvprov::node::sockets::{Paths, Socket};
 use lvprov::node::trouble::Failing;
-use lvprov::tls::TlsFiles;
+use lvprov::tls::TlsDirectory;
 use lvprov_proto::csi::controller_client::ControllerClient;
 use lvprov_proto::csi::identity_client::IdentityClient;
 use lvprov_proto::csi::node_client::NodeClient;
@@ -80,7 +81,8 @@ impl Bench {
         let certificates = Certificates::generate(1).unwrap();
         certificates.node.write(&at("node")).unwrap();
         certificates.controller.write(&at("controller")).unwrap();
-        let tls = TlsFiles::load(&at("node")).unwrap();
+        let files = TlsDirectory::open(&at("node")).unwrap();
+        let tls = Tls { files, longest_connection: LONGEST_CONNECTION };
 
         let free = at("free");
         fs::write(&free, (3 * GIB).to_string()).unwrap();
@@ -105,11 +107,10 @@ impl Bench {
         let stop = CancellationToken::new();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let server =
-            tokio::spawn(server::serve_controller(shared.clone(), listener, tls.server_config(), stop.clone()));
+        let server = tokio::spawn(server::serve_controller(shared.clone(), listener, tls.clone(), stop.clone()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let metrics = listener.local_addr().unwrap();
-        tokio::spawn(server::serve_metrics(shared.clone(), listener, tls.metrics_config(), stop.clone()));
+        tokio::spawn(server::serve_metrics(shared.clone(), listener, tls, stop.clone()));
         let paths = Paths::new(&at("kubelet"));
         let (csi, listener) = Socket::bind(&paths.csi).unwrap();
         tokio::spawn(server::serve_kubelet(shared, listener, stop.clone()));
@@ -142,8 +143,8 @@ impl Bench {
 
     /// As the controller does.
     async fn controller(&self) -> Channel {
-        let files = TlsFiles::load(&self.directory.path().join("controller")).unwrap();
-        self.connect(files.client_config()).await.unwrap()
+        let files = TlsDirectory::open(&self.directory.path().join("controller")).unwrap();
+        connect(self.address.ip(), self.address.port(), Some(files)).unwrap()
     }
 
     /// The stream of capacity.

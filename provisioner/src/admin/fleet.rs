@@ -1,6 +1,7 @@
 //! All node services, asked at once.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -11,9 +12,10 @@ use lvprov_proto::lvprov::{
     CapacityReport, CollectRequest, CollectResponse, InventoryItem, InventoryRequest, WatchCapacityRequest,
 };
 use tonic::Status;
-use tonic::transport::{Channel, ClientTlsConfig};
+use tonic::transport::Channel;
 
 use crate::controller::nodes::{connect, explain};
+use crate::tls::TlsDirectory;
 use crate::with_causes;
 
 /// So many nodes are asked at the same time.
@@ -38,7 +40,7 @@ pub struct FleetNode {
 pub struct Fleet {
     nodes: Vec<FleetNode>,
     port: u16,
-    tls: Option<ClientTlsConfig>,
+    tls: Option<Arc<TlsDirectory>>,
 }
 
 /// What a node answered, or why it did not.
@@ -51,7 +53,7 @@ pub struct Answer<T> {
 
 impl Fleet {
     /// In the order in which answers are to come.
-    pub fn new(nodes: Vec<FleetNode>, port: u16, tls: Option<ClientTlsConfig>) -> Self {
+    pub fn new(nodes: Vec<FleetNode>, port: u16, tls: Option<Arc<TlsDirectory>>) -> Self {
         Self { nodes, port, tls }
     }
 
@@ -136,7 +138,6 @@ async fn capacity(mut client: NodeAdminClient<Channel>, node: String) -> Result<
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-    use std::sync::Arc;
 
     use lvm::Lvm;
     use lvm::config::NodeConfig;

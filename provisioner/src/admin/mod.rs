@@ -22,7 +22,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use kube::Client;
 
 use crate::names::NODE_PORT;
-use crate::tls::{TlsError, TlsFiles};
+use crate::tls::{TlsDirectory, TlsError};
 use fleet::Fleet;
 
 /// How to reach cluster and nodes.
@@ -91,12 +91,12 @@ where
     W: FnOnce(Client, Fleet) -> F,
     F: Future<Output = Result<(), AdminError>>,
 {
-    let tls = TlsFiles::load(&reach.tls_dir)?;
+    let tls = TlsDirectory::open(&reach.tls_dir)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AdminError::Runtime)?;
     runtime.block_on(async {
         let client = Client::try_default().await.map_err(|error| AdminError::Client(Box::new(error)))?;
         let nodes = cluster::nodes(&client).await?;
-        let fleet = Fleet::new(nodes, reach.node_port, Some(tls.client_config()));
+        let fleet = Fleet::new(nodes, reach.node_port, Some(tls));
         work(client, fleet).await
     })
 }

@@ -43,7 +43,7 @@ use tokio_stream::wrappers::BroadcastStream;
 use tracing::{debug, error, info, warn};
 
 use crate::names::{NAMESPACE, NODE_PORT};
-use crate::tls::{TlsError, TlsFiles};
+use crate::tls::{TlsDirectory, TlsError};
 use crate::with_causes;
 use calls::Calls;
 use claim::ClassChanged;
@@ -134,7 +134,9 @@ async fn serve(args: Args) -> Result<(), ControllerError> {
     };
     tokio::pin!(told_to_stop);
 
-    let tls = TlsFiles::load(&args.tls_dir)?;
+    let tls = TlsDirectory::open(&args.tls_dir)?;
+    // Ends with the runtime.
+    tokio::spawn(Arc::clone(&tls).watch());
     let client = Client::try_default().await.map_err(|error| ControllerError::Client(Box::new(error)))?;
     let identity = args.identity.clone().unwrap_or_else(host_name);
     let election = Election::new(client.clone(), &args.namespace, identity.clone());
@@ -161,11 +163,11 @@ fn host_name() -> String {
 }
 
 /// The work of the leader.
-async fn act(args: &Args, client: Client, tls: TlsFiles, identity: String) -> Result<(), ControllerError> {
+async fn act(args: &Args, client: Client, tls: Arc<TlsDirectory>, identity: String) -> Result<(), ControllerError> {
     let cluster = cluster_id(&client).await?;
     let owner = owner(args, &client).await?;
     let patience = Duration::from_secs(args.node_patience);
-    let nodes = Nodes::new(Some(tls.client_config()), args.node_port);
+    let nodes = Nodes::new(Some(tls), args.node_port);
 
     let (node_objects, node_writer) = store::<Node>();
     let (classes, class_writer) = store::<StorageClass>();

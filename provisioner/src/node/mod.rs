@@ -19,6 +19,7 @@ pub mod expand_volume;
 pub mod exposition;
 pub mod identity;
 pub mod in_progress;
+pub mod incoming;
 pub mod inotify;
 pub mod inventory;
 pub mod log_index;
@@ -55,10 +56,10 @@ use self::inventory::PodsDirectory;
 use self::log_index::Indexer;
 use self::namespace::NamespaceError;
 use self::served::Served;
-use self::server::Shared;
+use self::server::{LONGEST_CONNECTION, Shared, Tls};
 use self::sockets::{Paths, Socket, SocketError};
 use crate::names::{METRICS_PORT, NODE_PORT};
-use crate::tls::{TlsError, TlsFiles};
+use crate::tls::{TlsDirectory, TlsError};
 
 /// Where LVM keeps copies of its metadata (lvm.conf(5), `backup_dir`).
 const LVM_BACKUP_DIRECTORY: &str = "/etc/lvm/backup";
@@ -140,8 +141,8 @@ pub enum NodeError {
 /// # Errors
 /// When it cannot start, or one of its parts fails.
 pub fn run(args: Args) -> Result<(), NodeError> {
-    // The container's files are out of sight afterwards.
-    let tls = TlsFiles::load(&args.tls_dir)?;
+    // The container's files are out of sight afterwards, but for what is open.
+    let tls = TlsDirectory::open(&args.tls_dir)?;
     if args.host_mount_namespace {
         namespace::enter_host()?;
     }
@@ -153,7 +154,7 @@ pub fn run(args: Args) -> Result<(), NodeError> {
         .build()
         .map_err(NodeError::Runtime)?;
     // Dropping the runtime waits for work in LVM that is still under way.
-    runtime.block_on(serve(args, lvm, &tls))
+    runtime.block_on(serve(args, lvm, tls))
 }
 
 fn open_lvm(on_host: bool) -> Result<Lvm, NodeError> {
@@ -169,7 +170,7 @@ async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), NodeEr
     Ok((listener, address))
 }
 
-async fn serve(args: Args, lvm: Lvm, tls: &TlsFiles) -> Result<(), NodeError> {
+async fn serve(args: Args, lvm: Lvm, files: Arc<TlsDirectory>) -> Result<(), NodeError> {
     let asked_to_stop = asked_to_stop().map_err(NodeError::Runtime)?;
     let (listener, address) = listen(args.listen).await?;
     let (metrics_listener, metrics_address) = listen(args.metrics_listen).await?;
@@ -198,11 +199,14 @@ async fn serve(args: Args, lvm: Lvm, tls: &TlsFiles) -> Result<(), NodeError> {
         in_progress,
     };
 
+    // Ends with the runtime.
+    tokio::spawn(Arc::clone(&files).watch());
+    let tls = Tls { files, longest_connection: LONGEST_CONNECTION };
     let stop = CancellationToken::new();
     let mut servers = JoinSet::new();
-    let controller = server::serve_controller(shared.clone(), listener, tls.server_config(), stop.clone());
+    let controller = server::serve_controller(shared.clone(), listener, tls.clone(), stop.clone());
     spawn(&mut servers, "controller", controller);
-    let metrics = server::serve_metrics(shared.clone(), metrics_listener, tls.metrics_config(), stop.clone());
+    let metrics = server::serve_metrics(shared.clone(), metrics_listener, tls, stop.clone());
     spawn(&mut servers, "metrics", metrics);
     spawn(&mut servers, "CSI", server::serve_kubelet(shared, csi_listener, stop.clone()));
     // Last, since kubelet calls as soon as it is there.

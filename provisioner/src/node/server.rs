@@ -16,8 +16,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
-use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Error, Server, ServerTlsConfig};
+use tonic::transport::{Error, Server};
 
 use super::admin_service::AdminService;
 use super::capacity::Capacity;
@@ -25,16 +24,32 @@ use super::controller_service::ControllerService;
 use super::csi_node::NodeService;
 use super::identity::IdentityService;
 use super::in_progress::InProgress;
+use super::incoming::connections;
 use super::inventory::PodsDirectory;
 use super::metrics::Metrics;
 use super::registration::RegistrationService;
 use super::served::Served;
 use super::trouble::Failing;
+use crate::tls::TlsDirectory;
 
 /// A peer that does not answer for this long is asked whether it lives…
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// …and given up after this long: its streams and their tasks go.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// After this time a connection takes no more calls, and its peer connects
+/// anew, with the certificate that it has by then. The controller does so
+/// earlier by itself.
+pub const LONGEST_CONNECTION: Duration = Duration::from_secs(3600);
+
+/// Who serves over TLS, and to whom.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    /// Own certificate, and whom to trust.
+    pub files: Arc<TlsDirectory>,
+    /// How long a connection is used; [`LONGEST_CONNECTION`] but in tests.
+    pub longest_connection: Duration,
+}
 
 /// What all services of one node share.
 #[derive(Debug, Clone)]
@@ -60,11 +75,11 @@ pub struct Shared {
 /// Serves the controller until `stop`, then ends once every call has.
 ///
 /// # Errors
-/// When the certificates are of no use, or the socket fails.
+/// When the socket fails.
 pub async fn serve_controller(
     shared: Shared,
     listener: TcpListener,
-    tls: ServerTlsConfig,
+    tls: Tls,
     stop: CancellationToken,
 ) -> Result<(), Error> {
     let Shared { node_name, lvm, served, pods, capacity, failing, in_progress, .. } = shared;
@@ -76,37 +91,41 @@ pub async fn serve_controller(
         Arc::clone(&in_progress),
     );
     let admin = AdminService::new(&node_name, lvm, served, pods, capacity.clone(), failing, in_progress);
+    let Tls { files, longest_connection } = tls;
+    let connections = connections(listener, longest_connection, move || files.now().server_config());
     Server::builder()
-        .tls_config(tls)?
+        .max_connection_age(longest_connection)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .add_service(IdentityServer::new(IdentityService::new(capacity)))
         .add_service(ControllerServer::new(controller))
         .add_service(NodeAdminServer::new(admin))
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop.cancelled_owned())
+        .serve_with_incoming_shutdown(connections, stop.cancelled_owned())
         .await
 }
 
 /// Serves metrics until `stop`, then ends once every reader has its answer.
 ///
 /// # Errors
-/// When the certificates are of no use, or the socket fails.
+/// When the socket fails.
 pub async fn serve_metrics(
     shared: Shared,
     listener: TcpListener,
-    tls: ServerTlsConfig,
+    tls: Tls,
     stop: CancellationToken,
 ) -> Result<(), Error> {
     let Shared { node_name, lvm, served, capacity, notes, .. } = shared;
     let metrics = Metrics::new(&node_name, lvm, served, capacity, notes);
+    let Tls { files, longest_connection } = tls;
+    let connections = connections(listener, longest_connection, move || files.now().metrics_config());
     Server::builder()
-        .tls_config(tls)?
+        .max_connection_age(longest_connection)
         // Not every reader speaks HTTP/2.
         .accept_http1(true)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .add_routes(Routes::from(metrics.router()))
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop.cancelled_owned())
+        .serve_with_incoming_shutdown(connections, stop.cancelled_owned())
         .await
 }
 

@@ -6,15 +6,17 @@
 //! port and with the certificate that are told.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use http_body_util::BodyExt;
+use lvprov::controller::nodes::connect;
 use lvprov::names::{NODE_PORT, TOPOLOGY_NODE, parameters};
-use lvprov::tls::TlsFiles;
+use lvprov::tls::TlsDirectory;
 use lvprov_proto::csi::controller_client::ControllerClient;
 use lvprov_proto::csi::volume_capability::access_mode::Mode;
 use lvprov_proto::csi::volume_capability::{AccessMode, AccessType, MountVolume};
@@ -26,7 +28,7 @@ use lvprov_proto::lvprov::node_admin_client::NodeAdminClient;
 use lvprov_proto::lvprov::{CollectRequest, InventoryItem, InventoryRequest, WatchCapacityRequest};
 use serde_json::{Value, json};
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tower::{Service, ServiceExt};
 
 /// Under this name the tests start it.
@@ -35,8 +37,8 @@ const CLUSTER: &str = "11111111-2222-4333-8444-555555555555";
 
 #[derive(Debug, Parser)]
 struct Cli {
-    #[arg(long, default_value_t = format!("127.0.0.1:{NODE_PORT}"))]
-    address: String,
+    #[arg(long, default_value_t = SocketAddr::from(([127, 0, 0, 1], NODE_PORT)))]
+    address: SocketAddr,
     #[arg(long, default_value = "/run/lvprov-tls/controller")]
     tls_dir: PathBuf,
     #[command(subcommand)]
@@ -102,11 +104,7 @@ fn refusal(status: &Status) -> Value {
 
 async fn call(cli: Cli) -> Result<()> {
     lvprov::tls::install_crypto();
-    let channel = Endpoint::from_shared(format!("https://{}", cli.address))?
-        .tls_config(TlsFiles::load(&cli.tls_dir)?.client_config())?
-        .connect()
-        .await
-        .context("no node service there")?;
+    let channel = connect(cli.address.ip(), cli.address.port(), Some(TlsDirectory::open(&cli.tls_dir)?))?;
     let mut controller = ControllerClient::new(channel.clone());
     match cli.call {
         Call::Create { uid, bytes, vg, fs, claim, node, patience_ms } => {

@@ -1,0 +1,51 @@
+//! What stands in certificates. Times are in seconds since 1970.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use x509_parser::parse_x509_certificate;
+
+/// From when until when a certificate is valid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Validity {
+    /// The first second.
+    pub not_before: i64,
+    /// The last second.
+    pub not_after: i64,
+}
+
+/// All certificates of a PEM text, in its order. None: something in it is not
+/// PEM, or there is none.
+pub fn from_pem(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
+    let all: Vec<_> = CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().ok()?;
+    (!all.is_empty()).then_some(all)
+}
+
+/// None: it is no certificate.
+pub fn validity(certificate: &[u8]) -> Option<Validity> {
+    let (_, parsed) = parse_x509_certificate(certificate).ok()?;
+    let validity = parsed.validity();
+    Some(Validity { not_before: validity.not_before.timestamp(), not_after: validity.not_after.timestamp() })
+}
+
+/// Whether the key of `authority` has signed it.
+pub fn is_signed_by(certificate: &[u8], authority: &[u8]) -> bool {
+    let (Ok((_, certificate)), Ok((_, authority))) =
+        (parse_x509_certificate(certificate), parse_x509_certificate(authority))
+    else {
+        return false;
+    };
+    certificate.verify_signature(Some(authority.public_key())).is_ok()
+}
+
+/// This second, by the clock of this machine.
+pub fn now() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    i64::try_from(now).unwrap_or(i64::MAX)
+}
+
+/// A time for people.
+pub fn show_time(seconds: i64) -> String {
+    jiff::Timestamp::from_second(seconds).map_or_else(|_| format!("{seconds} s"), |time| time.to_string())
+}
