@@ -58,6 +58,10 @@ pub mod context {
     pub const POD_UID: &str = "csi.storage.k8s.io/pod.uid";
 }
 
+/// Key of a StorageClass's parameters that only the controller reads: what kind
+/// of PersistentVolume its claims get, `flexvolume` (the default) or `csi`.
+pub const SOURCE: &str = "source";
+
 /// Keys of `CreateVolumeRequest.parameters`. Any other key is refused.
 pub mod parameters {
     /// Volume group that the volume is carved from. Required.

@@ -3,22 +3,35 @@
 use crate::COMMANDS;
 use anyhow::{Context, Result, ensure};
 use lvprov_tests::Test;
-use lvprov_tests::objects::{Space, eventually, text, volume_size, volumes_on};
+use lvprov_tests::objects::{LONG, Source, Space, claim_volume, eventually, text, volume_size, volumes_on};
 use std::collections::BTreeSet;
 use xtask::testbed::Cluster;
 
-pub const TESTS: [Test<Cluster>; 5] = [
-    ("claims::a_statefulset_over_two_nodes_keeps_its_data_and_leaves_nothing", statefulset),
+pub const TESTS: [Test<Cluster>; 11] = [
+    ("claims::a_statefulset_over_two_nodes_keeps_its_data_and_leaves_nothing", |c| statefulset(c, Source::Flexvolume)),
+    ("claims::csi_a_statefulset_over_two_nodes_keeps_its_data_and_leaves_nothing", |c| statefulset(c, Source::Csi)),
     ("claims::one_creation_is_one_mutating_command_and_at_most_one_report", counts),
-    ("claims::retain_keeps_the_volume", retain),
-    ("claims::a_force_deleted_pod_does_not_cost_a_mounted_volume", force_delete),
-    ("claims::a_pv_deleted_first_goes_with_its_claim", pv_deleted_first),
+    ("claims::retain_keeps_the_volume", |c| retain(c, Source::Flexvolume)),
+    ("claims::csi_retain_keeps_the_volume", |c| retain(c, Source::Csi)),
+    ("claims::a_force_deleted_pod_does_not_cost_a_mounted_volume", |c| force_delete(c, Source::Flexvolume)),
+    ("claims::csi_a_force_deleted_pod_does_not_cost_a_mounted_volume", |c| force_delete(c, Source::Csi)),
+    ("claims::a_pv_deleted_first_goes_with_its_claim", |c| pv_deleted_first(c, Source::Flexvolume)),
+    ("claims::csi_a_pv_deleted_first_goes_with_its_claim", |c| pv_deleted_first(c, Source::Csi)),
+    ("claims::csi_one_pod_alone_has_a_read_write_once_pod_claim", one_pod_alone),
+    ("claims::csi_kubelet_knows_how_full_a_volume_is", stats),
 ];
 
 const STATEFULSET: &str = include_str!("../../deploy/examples/statefulset.yaml");
 
-fn statefulset(cluster: &Cluster) -> Result<()> {
-    cluster.apply(STATEFULSET)?;
+/// The example, with the class's one parameter added.
+fn statefulset_of(source: Source) -> String {
+    let added = source.pick("", "\n  source: csi");
+    STATEFULSET.replace("\n  volumeGroup: vg0", &format!("{added}\n  volumeGroup: vg0"))
+}
+
+fn statefulset(cluster: &Cluster, source: Source) -> Result<()> {
+    let objects = statefulset_of(source);
+    cluster.apply(&objects)?;
     cluster.kubectl(["rollout", "status", "statefulset/db", "--timeout=300s"])?;
     let space = Space { cluster, name: "default" };
     let mut nodes = BTreeSet::new();
@@ -32,7 +45,7 @@ fn statefulset(cluster: &Cluster) -> Result<()> {
         ensure!(name == format!("pvc-{uid}"), "{name} for claim {uid}");
         ensure!(text(&pv, "/spec/claimRef/uid") == uid);
         ensure!(text(&pv, "/metadata/annotations/pv.kubernetes.io~1provisioned-by") == "lvm.lvprov.io");
-        ensure!(text(&pv, "/spec/flexVolume/driver") == "lvprov.io/lvm", "{pv:#}");
+        ensure!(source.check(&pv)? == name, "{pv:#}");
         ensure!(text(&pv, "/spec/capacity/storage") == "1Gi", "{pv:#}");
         ensure!(text(&pv, "/spec/persistentVolumeReclaimPolicy") == "Delete");
         let affinity = "/spec/nodeAffinity/required/nodeSelectorTerms/0/matchExpressions/0";
@@ -56,7 +69,7 @@ fn statefulset(cluster: &Cluster) -> Result<()> {
     ensure!(starts.trim() == "2", "{starts} starts");
 
     // Claims gone: unmounted, volumes removed, PVs gone.
-    cluster.delete(STATEFULSET)?;
+    cluster.delete(&objects)?;
     let volumes = ["data-db-0", "data-db-1", "data-db-2"];
     let pvs: Vec<String> =
         volumes.iter().map(|c| Ok(text(&space.volume_of(c)?, "/metadata/name").to_owned())).collect::<Result<_>>()?;
@@ -64,7 +77,7 @@ fn statefulset(cluster: &Cluster) -> Result<()> {
         space.kubectl(&["delete", "pvc", claim, "--timeout=240s"])?;
     }
     for pv in &pvs {
-        cluster.wait(&format!("pv/{pv}"), "delete", lvprov_tests::objects::LONG)?;
+        cluster.wait(&format!("pv/{pv}"), "delete", LONG)?;
     }
     for node in nodes {
         let left = volumes_on(cluster, &node, "lvprov.io/claim=default/data-db")?;
@@ -104,19 +117,19 @@ fn counts(cluster: &Cluster) -> Result<()> {
     space.end()
 }
 
-fn retain(cluster: &Cluster) -> Result<()> {
-    let space = Space::new(cluster, "retain")?;
-    space.claim("c", "ext4-retain", "64Mi", "")?;
+fn retain(cluster: &Cluster, source: Source) -> Result<()> {
+    let space = Space::new(cluster, source.pick("retain", "retain-csi"))?;
+    space.claim("c", source.pick("ext4-retain", "ext4-retain-csi"), "64Mi", "")?;
     space.pod_with_claim("p", Some("n2"), "c")?;
     space.ready("p")?;
     space.exec("p", "echo kept > /v0/file && sync")?;
     let mount = cluster.node("n2")?.sh("grep ' /var/lib/kubelet/pods/.*pvc-.*ext4' /proc/self/mountinfo")?;
     ensure!(mount.contains("noatime"), "the class's mountOptions did not arrive: {mount}");
-    let pv = text(&space.volume_of("c")?, "/metadata/name").to_owned();
+    let pv = source.check(&space.volume_of("c")?)?;
     ensure!(text(&space.volume_of("c")?, "/spec/persistentVolumeReclaimPolicy") == "Retain");
     space.delete_pod("p")?;
     space.kubectl(&["delete", "pvc", "c", "--timeout=240s"])?;
-    cluster.wait(&format!("pv/{pv}"), "jsonpath={.status.phase}=Released", lvprov_tests::objects::LONG)?;
+    cluster.wait(&format!("pv/{pv}"), "jsonpath={.status.phase}=Released", LONG)?;
     std::thread::sleep(std::time::Duration::from_secs(3));
     ensure!(volume_size(cluster, "n2", &pv)? == 64 << 20, "the volume is not what it was");
     // An admin who deletes the PV keeps the volume; gc lists it.
@@ -127,9 +140,9 @@ fn retain(cluster: &Cluster) -> Result<()> {
 }
 
 /// Released says that no pod object uses the claim, not that nothing has it mounted.
-fn force_delete(cluster: &Cluster) -> Result<()> {
-    let space = Space::new(cluster, "force")?;
-    space.claim("c", "xfs", "320Mi", "")?;
+fn force_delete(cluster: &Cluster, source: Source) -> Result<()> {
+    let space = Space::new(cluster, source.pick("force", "force-csi"))?;
+    space.claim("c", source.pick("xfs", "xfs-csi"), "320Mi", "")?;
     space.pod_with_claim("p", Some("n1"), "c")?;
     space.ready("p")?;
     let pv = text(&space.volume_of("c")?, "/metadata/name").to_owned();
@@ -139,20 +152,21 @@ fn force_delete(cluster: &Cluster) -> Result<()> {
     node.sh(&format!("mkdir -p /mnt/held && mount {device} /mnt/held && echo precious > /mnt/held/file"))?;
     space.kubectl(&["delete", "pod", "p", "--force", "--grace-period=0"])?;
     space.kubectl(&["delete", "pvc", "c", "--timeout=240s"])?;
-    cluster.wait(&format!("pv/{pv}"), "jsonpath={.status.phase}=Released", lvprov_tests::objects::LONG)?;
+    cluster.wait(&format!("pv/{pv}"), "jsonpath={.status.phase}=Released", LONG)?;
     cluster
-        .wait_event("default", "PersistentVolume", &pv, lvprov_tests::objects::LONG, |e| e.message.contains("in use"))
+        .wait_event("default", "PersistentVolume", &pv, LONG, |e| e.message.contains("in use"))
         .context("an event on the PV that says the volume is in use")?;
     ensure!(node.read_file("/mnt/held/file")? == "precious");
     node.run(["umount", "/mnt/held"])?;
-    cluster.wait(&format!("pv/{pv}"), "delete", lvprov_tests::objects::LONG)?;
-    eventually("the volume is removed", || Ok(!volumes_on(cluster, "n1", "claim=force/c")?.contains(&pv)))?;
+    cluster.wait(&format!("pv/{pv}"), "delete", LONG)?;
+    let tag = format!("claim={}/c", space.name);
+    eventually("the volume is removed", || Ok(!volumes_on(cluster, "n1", &tag)?.contains(&pv)))?;
     space.end()
 }
 
-fn pv_deleted_first(cluster: &Cluster) -> Result<()> {
-    let space = Space::new(cluster, "pvfirst")?;
-    space.claim("c", "xfs", "320Mi", "")?;
+fn pv_deleted_first(cluster: &Cluster, source: Source) -> Result<()> {
+    let space = Space::new(cluster, source.pick("pvfirst", "pvfirst-csi"))?;
+    space.claim("c", source.pick("xfs", "xfs-csi"), "320Mi", "")?;
     space.pod_with_claim("p", Some("n1"), "c")?;
     space.ready("p")?;
     let pv = text(&space.volume_of("c")?, "/metadata/name").to_owned();
@@ -160,7 +174,42 @@ fn pv_deleted_first(cluster: &Cluster) -> Result<()> {
     space.exec("p", "echo still > /v0/file")?;
     space.delete_pod("p")?;
     space.kubectl(&["delete", "pvc", "c", "--timeout=240s"])?;
-    cluster.wait(&format!("pv/{pv}"), "delete", lvprov_tests::objects::LONG)?;
-    ensure!(volumes_on(cluster, "n1", "claim=pvfirst/c")?.is_empty());
+    cluster.wait(&format!("pv/{pv}"), "delete", LONG)?;
+    ensure!(volumes_on(cluster, "n1", &format!("claim={}/c", space.name))?.is_empty());
+    space.end()
+}
+
+/// Also against a pod that no scheduler has kept away.
+fn one_pod_alone(cluster: &Cluster) -> Result<()> {
+    let space = Space::new(cluster, "alone-csi")?;
+    space.claim("c", "xfs-csi", "320Mi", "accessModes: [ReadWriteOncePod]")?;
+    space.pod_with_claim("p", Some("n1"), "c")?;
+    space.ready("p")?;
+    let second = space.pod_yaml("q", None, &[claim_volume("c")]);
+    cluster.apply(&second.replacen("spec: {", "spec: {nodeName: n1, ", 1))?;
+    space.event("Pod", "q", &["ReadWriteOncePod"])?;
+    ensure!(text(&space.get("pod q")?, "/status/phase") == "Pending");
+    space.delete_pod("p")?;
+    space.ready("q")?;
+    space.end()
+}
+
+/// What kubelet's `kubelet_volume_stats_*` are made of.
+fn stats(cluster: &Cluster) -> Result<()> {
+    let space = Space::new(cluster, "stats-csi")?;
+    space.claim("c", "xfs-csi", "1Gi", "")?;
+    space.pod_with_claim("p", Some("n1"), "c")?;
+    space.ready("p")?;
+    space.exec("p", "dd if=/dev/zero of=/v0/fill bs=1M count=100 2>&1 && sync")?;
+    eventually("kubelet has measured the volume", || {
+        let summary = cluster.kubectl(["get", "--raw", "/api/v1/nodes/n1/proxy/stats/summary"])?;
+        let summary: serde_json::Value = serde_json::from_str(&summary)?;
+        let volumes = summary["pods"].as_array().into_iter().flatten();
+        let mut volumes = volumes.flat_map(|pod| pod["volume"].as_array().into_iter().flatten());
+        let ours = |volume: &&serde_json::Value| volume["pvcRef"]["namespace"] == "stats-csi";
+        let found = volumes.find(ours).cloned().unwrap_or_default();
+        let number = |key: &str| found[key].as_u64().unwrap_or(0);
+        Ok(number("usedBytes") > 100 << 20 && number("capacityBytes") < 1 << 30 && number("inodes") > 1000)
+    })?;
     space.end()
 }

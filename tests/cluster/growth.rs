@@ -2,29 +2,37 @@
 
 use anyhow::{Result, ensure};
 use lvprov_tests::Test;
-use lvprov_tests::objects::{LONG, Space, eventually, text, volume_size};
+use lvprov_tests::objects::{LONG, Source, Space, eventually, text, volume_size};
 use xtask::testbed::Cluster;
 
-pub const TESTS: [Test<Cluster>; 3] = [
-    ("growth::a_claim_grows_while_it_is_used", grows),
+pub const TESTS: [Test<Cluster>; 6] = [
+    ("growth::a_claim_grows_while_it_is_used", |c| grows(c, Source::Flexvolume)),
+    ("growth::csi_a_claim_grows_while_it_is_used", |c| grows(c, Source::Csi)),
+    ("growth::csi_what_the_group_cannot_hold_is_said_and_harms_nobody", csi_too_much),
+    ("growth::csi_a_claim_grows_before_a_pod_uses_it", csi_unused),
     ("growth::what_the_group_cannot_hold_is_said_and_taken_back", too_much),
     ("growth::on_a_full_group_the_least_request_ends_it_and_the_pod_starts_again", full_group),
 ];
 
-fn request(space: &Space<'_>, claim: &str, size: &str) -> Result<()> {
+fn raise(space: &Space<'_>, claim: &str, size: &str) -> Result<()> {
     let patch = format!(r#"{{"spec":{{"resources":{{"requests":{{"storage":"{size}"}}}}}}}}"#);
     space.kubectl(&["patch", "pvc", claim, "-p", &patch])?;
+    Ok(())
+}
+
+fn request(space: &Space<'_>, claim: &str, size: &str) -> Result<()> {
+    raise(space, claim, size)?;
     // A running pod is looked at every 60 to 90 s; a change to it hurries that.
     space.kubectl(&["annotate", "pod", "p", &format!("test/hurry={size}"), "--overwrite"])?;
     Ok(())
 }
 
-fn grows(cluster: &Cluster) -> Result<()> {
-    let space = Space::new(cluster, "grows")?;
-    space.claim("c", "xfs", "1Gi", "")?;
+fn grows(cluster: &Cluster, source: Source) -> Result<()> {
+    let space = Space::new(cluster, source.pick("grows", "grows-csi"))?;
+    space.claim("c", source.pick("xfs", "xfs-csi"), "1Gi", "")?;
     space.pod_with_claim("p", Some("n1"), "c")?;
     space.ready("p")?;
-    let pv = text(&space.volume_of("c")?, "/metadata/name").to_owned();
+    let pv = source.check(&space.volume_of("c")?)?;
     space.exec("p", "echo kept > /v0/file")?;
     request(&space, "c", "2Gi")?;
     space.wait("pvc/c", "jsonpath={.status.capacity.storage}=2Gi")?;
@@ -32,6 +40,76 @@ fn grows(cluster: &Cluster) -> Result<()> {
     let blocks: u64 = space.exec("p", "df -kP /v0 | tail -1 | awk '{print $2}'")?.trim().parse()?;
     ensure!(blocks > 1_900_000, "the file system has {blocks} KiB");
     ensure!(space.exec("p", "cat /v0/file")? == "kept");
+    nothing_left(&space)?;
+    eventually("nothing of the growth is left on the PV", || {
+        let annotations = &space.volume_of("c")?["metadata"]["annotations"];
+        Ok(annotations.get("volume.alpha.kubernetes.io/pre-resize-capacity").is_none())
+    })?;
+    space.end()
+}
+
+fn csi_too_much(cluster: &Cluster) -> Result<()> {
+    let space = Space::new(cluster, "toomuch-csi")?;
+    space.claim("c", "xfs-csi", "1Gi", "")?;
+    space.pod_with_claim("p", Some("n1"), "c")?;
+    space.ready("p")?;
+    let pv = Source::Csi.check(&space.volume_of("c")?)?;
+    request(&space, "c", "500Gi")?;
+    space.event("PersistentVolumeClaim", "c", &["VolumeGrowthImpossible", "vg0", "missing"])?;
+    space.wait("pvc/c", "jsonpath={.status.allocatedResourceStatuses.storage}=ControllerResizeInfeasible")?;
+    let message = text(&condition(&space, "ControllerResizeError")?, "/message").to_owned();
+    ensure!(message.contains("missing"), "{message}");
+    // Neither volume nor PV have changed, the pod goes on, and starts again.
+    ensure!(volume_size(cluster, "n1", &pv)? == 1 << 30);
+    ensure!(text(&space.volume_of("c")?, "/spec/capacity/storage") == "1Gi");
+    ensure!(space.exec("p", "touch /v0/file && echo running")? == "running");
+    space.delete_pod("p")?;
+    space.pod_with_claim("p", Some("n1"), "c")?;
+    space.ready("p")?;
+
+    // Lowered to what fits, it grows to that.
+    request(&space, "c", "2Gi")?;
+    space.wait("pvc/c", "jsonpath={.status.capacity.storage}=2Gi")?;
+    ensure!(volume_size(cluster, "n1", &pv)? == 2 << 30);
+    nothing_left(&space)?;
+    ensure!(text(&space.volume_of("c")?, "/spec/capacity/storage") == "2Gi");
+
+    // Room that comes later is used without anybody asking again.
+    let n1 = cluster.node("n1")?;
+    n1.sh("lvcreate -qq -y -n filler-csi -l 100%FREE vg0 && echo changed > /run/lvprov/vg-vg0.lock")?;
+    request(&space, "c", "3Gi")?;
+    space.wait("pvc/c", "jsonpath={.status.allocatedResourceStatuses.storage}=ControllerResizeInfeasible")?;
+    n1.sh("lvremove -qq -y vg0/filler-csi && echo changed > /run/lvprov/vg-vg0.lock")?;
+    space.wait("pvc/c", "jsonpath={.status.capacity.storage}=3Gi")?;
+    ensure!(volume_size(cluster, "n1", &pv)? == 3 << 30);
+    nothing_left(&space)?;
+    space.end()
+}
+
+/// A condition of the claim; nothing where it has none such.
+fn condition(space: &Space<'_>, type_: &str) -> Result<serde_json::Value> {
+    let claim = space.get("pvc c")?;
+    let conditions = claim["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    Ok(conditions.into_iter().find(|condition| condition["type"] == type_).unwrap_or_default())
+}
+
+/// The volume grows at once, its file system when the pod starts.
+fn csi_unused(cluster: &Cluster) -> Result<()> {
+    let space = Space::new(cluster, "unused-csi")?;
+    space.claim("c", "xfs-csi", "1Gi", "")?;
+    space.kubectl(&["annotate", "pvc", "c", "volume.kubernetes.io/selected-node=n2"])?;
+    let pv = Source::Csi.check(&space.volume_of("c")?)?;
+    raise(&space, "c", "2Gi")?;
+    space.wait("pvc/c", "jsonpath={.status.allocatedResourceStatuses.storage}=NodeResizePending")?;
+    ensure!(volume_size(cluster, "n2", &pv)? == 2 << 30);
+    ensure!(text(&space.volume_of("c")?, "/spec/capacity/storage") == "2Gi");
+    ensure!(text(&space.get("pvc c")?, "/status/capacity/storage") == "1Gi");
+    space.pod_with_claim("p", None, "c")?;
+    space.ready("p")?;
+    space.wait("pvc/c", "jsonpath={.status.capacity.storage}=2Gi")?;
+    let blocks: u64 = space.exec("p", "df -kP /v0 | tail -1 | awk '{print $2}'")?.trim().parse()?;
+    ensure!(blocks > 1_900_000, "the file system has {blocks} KiB");
+    nothing_left(&space)?;
     space.end()
 }
 

@@ -14,6 +14,7 @@ mod unmounts;
 
 use anyhow::Result;
 use lvprov_tests::Test;
+use lvprov_tests::objects::class;
 use xtask::testbed::{Cluster, ClusterOptions};
 
 /// Where each node's children are written down.
@@ -40,12 +41,14 @@ fn start() -> Result<Cluster> {
         cluster.node(&name)?.write_file("/etc/lvprov/node.json", format!(r#"{{"commandLog":"{COMMANDS}"}}"#))?;
     }
     cluster.install_lvprov()?;
-    lvprov_tests::objects::class(&cluster, "xfs", "volumeGroup: vg0", "")?;
-    lvprov_tests::objects::class(
-        &cluster,
-        "ext4-retain",
-        "volumeGroup: vg0, csi.storage.k8s.io/fstype: ext4",
-        "reclaimPolicy: Retain, mountOptions: [noatime]",
-    )?;
+    for (suffix, source) in [("", ""), ("-csi", ", source: csi")] {
+        class(&cluster, &format!("xfs{suffix}"), &format!("volumeGroup: vg0{source}"), "")?;
+        class(
+            &cluster,
+            &format!("ext4-retain{suffix}"),
+            &format!("volumeGroup: vg0, csi.storage.k8s.io/fstype: ext4{source}"),
+            "reclaimPolicy: Retain, mountOptions: [noatime]",
+        )?;
+    }
     Ok(cluster)
 }

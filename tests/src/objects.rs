@@ -8,6 +8,49 @@ use xtask::testbed::Cluster;
 /// Long enough for anything on a busy machine of two cores.
 pub const LONG: Duration = Duration::from_secs(240);
 
+/// Through what kubelet mounts the volumes of a class: a class's parameter, for
+/// tests that are to hold for both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The FlexVolume driver; the default.
+    Flexvolume,
+    /// The node service.
+    Csi,
+}
+
+impl Source {
+    /// One of two names.
+    pub fn pick<T>(self, flexvolume: T, csi: T) -> T {
+        match self {
+            Self::Flexvolume => flexvolume,
+            Self::Csi => csi,
+        }
+    }
+
+    /// Checks that a PV is of this kind, and gives the logical volume that it
+    /// names, without the group.
+    pub fn check(self, pv: &Value) -> Result<String> {
+        let volume = match self {
+            Self::Flexvolume => {
+                ensure!(text(pv, "/spec/flexVolume/driver") == "lvprov.io/lvm", "{pv:#}");
+                ensure!(pv.pointer("/spec/csi").is_none(), "{pv:#}");
+                text(pv, "/spec/flexVolume/options/logicalVolume")
+            }
+            Self::Csi => {
+                ensure!(text(pv, "/spec/csi/driver") == "lvm.lvprov.io", "{pv:#}");
+                ensure!(pv.pointer("/spec/flexVolume").is_none(), "{pv:#}");
+                let claim = serde_json::json!({
+                    "claimNamespace": text(pv, "/spec/claimRef/namespace"),
+                    "claimUID": text(pv, "/spec/claimRef/uid"),
+                });
+                ensure!(pv.pointer("/spec/csi/volumeAttributes") == Some(&claim), "{pv:#}");
+                text(pv, "/spec/csi/volumeHandle").strip_prefix("vg0/").unwrap_or_default()
+            }
+        };
+        Ok(volume.to_owned())
+    }
+}
+
 /// A namespace of a test's own, with its objects; gone, with them, when the
 /// test calls [`Space::end`].
 #[derive(Debug)]

@@ -12,7 +12,8 @@ use tracing::warn;
 use super::AdminError;
 use super::fleet::FleetNode;
 use crate::controller::nodes::address_of;
-use crate::names::{DRIVER, FLEX_DRIVER, STATIC_POD_UID, TOPOLOGY_NODE};
+use crate::controller::volume::logical_volume_of;
+use crate::names::{STATIC_POD_UID, TOPOLOGY_NODE};
 
 /// Objects a page.
 const PAGE: u32 = 500;
@@ -107,17 +108,7 @@ fn served(node: &Node) -> Option<FleetNode> {
 /// volume as well.
 fn reference_of(volume: &PersistentVolume) -> Option<Reference> {
     let spec = volume.spec.as_ref()?;
-    let (volume_group, logical_volume) = match (&spec.flex_volume, &spec.csi) {
-        (Some(flex), _) if flex.driver == FLEX_DRIVER => {
-            let option = |key| flex.options.as_ref()?.get(key).cloned();
-            (option("volumeGroup")?, option("logicalVolume")?)
-        }
-        (_, Some(csi)) if csi.driver == DRIVER => {
-            let (group, volume) = csi.volume_handle.split_once('/')?;
-            (group.to_owned(), volume.to_owned())
-        }
-        _ => return None,
-    };
+    let (volume_group, logical_volume) = logical_volume_of(spec)?;
     let topology = spec
         .node_affinity
         .iter()

@@ -24,13 +24,13 @@ use super::calls::{Call, wanted};
 use super::context::Context;
 use super::error::{Doing, Error, Row, already_exists, is_conflict, is_not_found};
 use super::events::Reason;
+use super::growth;
 use super::names::{SELECTED_NODE, STORAGE_PROVISIONER, volume_of};
-use super::nodes::{News, Reached, call_to, explain};
+use super::nodes::{News, Reached, call_to, explain, sent_by_node};
 use super::placement::{self, Fit};
-use super::resize;
-use super::validate::{Request, class_name, validate};
+use super::validate::{Request, Source, class_name, validate};
 use super::volume::{Made, Place, build, place_of};
-use crate::names::{DRIVER, TOPOLOGY_NODE, parameters};
+use crate::names::{DRIVER, TOPOLOGY_NODE, context, parameters};
 
 /// For one call that makes a logical volume.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -69,7 +69,7 @@ pub async fn reconcile(claim: Arc<PersistentVolumeClaim>, ctx: Arc<Context>) -> 
         let name = claim.spec.as_ref().and_then(|spec| spec.volume_name.as_deref()).unwrap_or_default();
         let place = ctx.volumes.get(&ObjectRef::new(name)).and_then(|volume| place_of(&volume));
         ctx.calls.bound(&claim.uid().unwrap_or_default(), place.as_ref());
-        return resize::reconcile(&claim, &ctx).await;
+        return growth::reconcile(&claim, &ctx).await;
     }
     let Some(class_name) = class_name(&claim) else {
         return Ok(Action::await_change());
@@ -225,11 +225,20 @@ async fn create(
         .ok()
         .filter(|bytes| *bytes >= request.bytes)
         .ok_or_else(|| wrong(format!("was asked for {} bytes and made {}", request.bytes, volume.capacity_bytes)))?;
+    // A csi PV keeps this for ever, and without it no pod could mount the volume.
+    let owner = [
+        (context::CLAIM_NAMESPACE, claim.namespace().unwrap_or_default()),
+        (context::CLAIM_UID, claim.uid().unwrap_or_default()),
+    ];
+    if request.source == Source::Csi && !owner.iter().all(|(key, is)| volume.volume_context.get(*key) == Some(is)) {
+        return Err(wrong(format!("made {} and does not say whose it is", volume.volume_id)));
+    }
     Ok(Ok(Made {
         topology: reached.topology.clone(),
         volume_group: volume_group.to_owned(),
         logical_volume: logical_volume.to_owned(),
         bytes,
+        context: volume.volume_context.into_iter().collect(),
     }))
 }
 
@@ -261,12 +270,7 @@ fn create_request(
             access_mode: Some(AccessMode { mode: Mode::SingleNodeWriter.into() }),
             access_type: Some(AccessType::Mount(MountVolume {
                 fs_type: request.fs_type.to_string(),
-                mount_flags: request
-                    .mount_options
-                    .split(',')
-                    .filter(|option| !option.is_empty())
-                    .map(str::to_owned)
-                    .collect(),
+                mount_flags: request.mount_flags(),
                 ..MountVolume::default()
             })),
         }],
@@ -369,12 +373,6 @@ fn next(status: &Status) -> Next {
         // same node answers with it. Another node would make a second one.
         _ => Next::Retry,
     }
-}
-
-/// Whether the node has said it. A status with a cause is one that was made of
-/// what happened to the connection.
-fn sent_by_node(status: &Status) -> bool {
-    std::error::Error::source(status).is_none()
 }
 
 async fn failed(

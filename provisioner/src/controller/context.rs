@@ -36,34 +36,36 @@ pub struct Context {
     pub failures: Failures,
     /// What nodes were asked to make, and may have made.
     pub calls: Calls,
-    /// The claims whose PVs were made a moment ago.
-    pub published: Published,
+    /// The UIDs of claims whose PVs were made a moment ago.
+    pub published: Lately,
+    /// The growths that were handed to kubelet a moment ago.
+    pub grown: Lately,
     /// How long a selected node may be out of reach before its claim is handed
     /// back to the scheduler.
     pub patience: Duration,
 }
 
-/// How long the watch may take to bring a PV that was made here.
+/// How long the watch may take to bring what was written here.
 const WATCH_LAG: Duration = Duration::from_secs(15);
 
-/// Claims whose PVs were made here a moment ago, by UID: asking the node for
-/// their volumes again would only cost it a look at its disks.
+/// What was done here a moment ago, and the watch may not have brought yet:
+/// asking a node for it again would only cost it a look at its disks.
 #[derive(Debug, Default)]
-pub struct Published {
+pub struct Lately {
     at: Mutex<HashMap<String, Instant>>,
 }
 
-impl Published {
-    /// A PV has been made for the claim.
-    pub fn note(&self, claim_uid: String) {
+impl Lately {
+    /// It has been done.
+    pub fn note(&self, what: String) {
         let mut at = self.at.lock().unwrap_or_else(PoisonError::into_inner);
         at.retain(|_, at| at.elapsed() < WATCH_LAG);
-        at.insert(claim_uid, Instant::now());
+        at.insert(what, Instant::now());
     }
 
-    /// For how long the claim's PV may still be on its way. None: it is not.
-    pub fn left(&self, claim_uid: &str) -> Option<Duration> {
+    /// For how long the news of it may still be on its way. None: it is not.
+    pub fn left(&self, what: &str) -> Option<Duration> {
         let at = self.at.lock().unwrap_or_else(PoisonError::into_inner);
-        WATCH_LAG.checked_sub(at.get(claim_uid)?.elapsed())
+        WATCH_LAG.checked_sub(at.get(what)?.elapsed())
     }
 }

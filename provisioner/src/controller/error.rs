@@ -90,6 +90,7 @@ struct Count {
     count: u32,
     first: Instant,
     last: Instant,
+    wait: Duration,
     what: String,
 }
 
@@ -112,14 +113,23 @@ impl Failures {
         let now = Instant::now();
         let mut rows = self.lock();
         rows.retain(|_, row| now.duration_since(row.last) < FORGET);
-        let new = || Count { count: 0, first: now, last: now, what: what.to_owned() };
+        let new = || Count { count: 0, first: now, last: now, wait: Duration::ZERO, what: what.to_owned() };
         let row = rows.entry((uid.to_owned(), row)).or_insert_with(new);
         if row.what != what {
             *row = new();
         }
         row.count = row.count.saturating_add(1);
         row.last = now;
-        Failing { since: now.duration_since(row.first), wait: backoff(row.count, longest_wait) }
+        row.wait = backoff(row.count, longest_wait);
+        Failing { since: now.duration_since(row.first), wait: row.wait }
+    }
+
+    /// What is left of the wait after the last failure of `uid` in a row. None:
+    /// it is over, or there was no failure.
+    pub fn left(&self, uid: &str, row: Row) -> Option<Duration> {
+        let rows = self.lock();
+        let row = rows.get(&(uid.to_owned(), row))?;
+        row.wait.checked_sub(row.last.elapsed())
     }
 
     /// Ends one row of `uid`.
@@ -166,6 +176,18 @@ mod tests {
         failures.clear("claim");
         assert_eq!(note(&failures, Row::Attempts, "node-a").wait.as_millis(), 500);
         assert_eq!(backoff(u32::MAX, LONGEST), LONGEST);
+    }
+
+    #[test]
+    fn what_is_left_of_a_wait_is_known_until_it_is_over() {
+        let failures = Failures::default();
+        assert_eq!(failures.left("claim", Row::Attempts), None);
+        failures.note("claim", Row::Attempts, "node-a", LONGEST);
+        assert!(failures.left("claim", Row::Attempts).is_some());
+        assert_eq!(failures.left("claim", Row::Silence), None);
+        failures.note("other", Row::Attempts, "node-a", Duration::ZERO);
+        std::thread::sleep(Duration::from_millis(1));
+        assert_eq!(failures.left("other", Row::Attempts), None);
     }
 
     #[test]

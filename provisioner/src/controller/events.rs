@@ -43,6 +43,10 @@ pub enum Reason {
     ProvisioningSucceeded,
     /// The claim was grown past what its node has free.
     VolumeGrowthImpossible,
+    /// The volume could not be grown; it is tried again.
+    VolumeGrowthFailed,
+    /// The volume has grown; its file system comes next.
+    VolumeGrown,
     /// A growth that could not be had was taken back.
     VolumeGrowthWithdrawn,
     /// A released volume is still in use on its node.
@@ -67,6 +71,8 @@ impl Reason {
             Self::ProvisioningFailed => "ProvisioningFailed",
             Self::ProvisioningSucceeded => "ProvisioningSucceeded",
             Self::VolumeGrowthImpossible => "VolumeGrowthImpossible",
+            Self::VolumeGrowthFailed => "VolumeGrowthFailed",
+            Self::VolumeGrown => "VolumeGrown",
             Self::VolumeGrowthWithdrawn => "VolumeGrowthWithdrawn",
             Self::VolumeInUse => "VolumeInUse",
             Self::VolumeDeleteFailed => "VolumeDeleteFailed",
@@ -77,7 +83,7 @@ impl Reason {
 
     fn type_(self) -> EventType {
         match self {
-            Self::ProvisioningSucceeded | Self::VolumeGrowthWithdrawn => EventType::Normal,
+            Self::ProvisioningSucceeded | Self::VolumeGrown | Self::VolumeGrowthWithdrawn => EventType::Normal,
             _ => EventType::Warning,
         }
     }
@@ -88,7 +94,10 @@ impl Reason {
             Self::NoNodeHasRoom => "Place",
             Self::NodeGone | Self::NodeUnreachable | Self::NoVolumeGroup | Self::NotEnoughSpace => "HandBack",
             Self::ProvisioningFailed | Self::ProvisioningSucceeded => "Provision",
-            Self::VolumeGrowthImpossible | Self::VolumeGrowthWithdrawn => "Grow",
+            Self::VolumeGrowthImpossible
+            | Self::VolumeGrowthFailed
+            | Self::VolumeGrown
+            | Self::VolumeGrowthWithdrawn => "Grow",
             Self::VolumeInUse | Self::VolumeDeleteFailed | Self::VolumeKept => "Delete",
             Self::FailedUnmount => "Unmount",
         }

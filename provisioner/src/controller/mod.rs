@@ -11,12 +11,12 @@ mod claim;
 mod context;
 mod error;
 mod events;
+mod growth;
 mod lease;
 mod names;
 pub mod nodes;
 mod placement;
 mod quantity;
-mod resize;
 #[cfg(test)]
 mod scenarios;
 mod trouble;
@@ -47,7 +47,7 @@ use crate::tls::{TlsDirectory, TlsError};
 use crate::with_causes;
 use calls::Calls;
 use claim::ClassChanged;
-use context::{Context, Published};
+use context::{Context, Lately};
 use error::{Error, Failures, Row};
 use events::Events;
 use lease::Election;
@@ -185,7 +185,8 @@ async fn act(args: &Args, client: Client, tls: Arc<TlsDirectory>, identity: Stri
         volumes: volume_controller.store(),
         failures: Failures::default(),
         calls: Calls::default(),
-        published: Published::default(),
+        published: Lately::default(),
+        grown: Lately::default(),
         patience,
         client: client.clone(),
     });
@@ -320,7 +321,9 @@ fn claim_triggers(
             all.failures.heard_from(node);
             all.calls.look();
         }
-        stream::iter(claim::concerned_by_node(news.as_ref(), &all.claims))
+        let mut concerned = claim::concerned_by_node(news.as_ref(), &all.claims);
+        concerned.extend(growth::concerned_by_node(news.as_ref(), &all));
+        stream::iter(concerned)
     });
     let claims = ctx.claims.clone();
     let by_class = BroadcastStream::new(class_changed.subscribe())

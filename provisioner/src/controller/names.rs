@@ -12,7 +12,11 @@ pub const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
 /// Written on a claim by the controller manager: who should serve it.
 pub const STORAGE_PROVISIONER: &str = "volume.kubernetes.io/storage-provisioner";
 
-/// Written on a PV by the controller manager when it raises the capacity.
+/// Written on a claim by who grows its volume: the name of the resizer.
+pub const STORAGE_RESIZER: &str = "volume.kubernetes.io/storage-resizer";
+
+/// Written on a PV by who raises its capacity: what its file system has until
+/// it has grown as well.
 pub const PRE_RESIZE_CAPACITY: &str = "volume.alpha.kubernetes.io/pre-resize-capacity";
 
 /// How a claim named its class before there was a field for it.

@@ -535,6 +535,12 @@ fn about_certificates(text: &str) -> Option<&'static str> {
     )
 }
 
+/// Whether the node has said it. A status with a cause is one that was made of
+/// what happened to the connection.
+pub fn sent_by_node(status: &Status) -> bool {
+    std::error::Error::source(status).is_none()
+}
+
 /// A connection to a node service; made when first used, and again whenever
 /// it has broken, each time with what the files of `tls` hold by then. Without
 /// `tls` it is in the clear: for tests.

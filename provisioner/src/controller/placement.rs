@@ -94,6 +94,7 @@ fn listed<T: ToString>(items: impl ExactSizeIterator<Item = T>) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::nodes::Group;
+    use super::super::validate::Source;
     use super::*;
     use lvm::filesystem::FsType;
     use lvm::names::VgName;
@@ -112,6 +113,7 @@ mod tests {
 
     fn request(bytes: u64) -> Request {
         Request {
+            source: Source::default(),
             volume_group: VgName::parse("vg0").unwrap(),
             fs_type: FsType::Xfs,
             mount_options: String::new(),

@@ -15,11 +15,24 @@ use lvm::size::{QuantityError, human};
 
 use super::names::BETA_STORAGE_CLASS;
 use super::quantity::storage_of;
+use crate::names::SOURCE;
 use crate::names::parameters::{FS_TYPE, VOLUME_GROUP};
+
+/// Through what kubelet mounts the volumes of a class, and so who grows them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Source {
+    /// The FlexVolume driver.
+    #[default]
+    Flexvolume,
+    /// The node service.
+    Csi,
+}
 
 /// A claim that can be served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
+    /// Kind of its PV.
+    pub source: Source,
     /// Volume group to carve from.
     pub volume_group: VgName,
     /// File system to make.
@@ -30,6 +43,13 @@ pub struct Request {
     pub bytes: u64,
     /// Of the claim.
     pub access_modes: Vec<String>,
+}
+
+impl Request {
+    /// The mount options, one by one.
+    pub fn mount_flags(&self) -> Vec<String> {
+        self.mount_options.split(',').filter(|option| !option.is_empty()).map(str::to_owned).collect()
+    }
 }
 
 /// Why a claim is not served. Nothing has been changed for it.
@@ -77,8 +97,8 @@ pub enum Refusal {
     #[error("StorageClass {class}: {source}. Delete the class and make it again without the option")]
     MountOption { class: String, source: MountOptionError },
     #[error(
-        "StorageClass {class} has the unknown parameter {parameter:?}. Known are volumeGroup and \
-         csi.storage.k8s.io/fstype. Delete the class and make it again without it"
+        "StorageClass {class} has the unknown parameter {parameter:?}. Known are volumeGroup, \
+         csi.storage.k8s.io/fstype and source. Delete the class and make it again without it"
     )]
     Parameter { class: String, parameter: String },
     #[error(
@@ -96,6 +116,11 @@ pub enum Refusal {
          class and make it again with csi.storage.k8s.io/fstype: xfs"
     )]
     FsType { class: String, fs_type: String },
+    #[error(
+        "StorageClass {class} has source {wanted:?}; known are flexvolume and csi. Delete the class and make it \
+         again with one of them, or without it for flexvolume"
+    )]
+    Source { class: String, wanted: String },
 }
 
 /// The name of the class that a claim asks for.
@@ -152,6 +177,7 @@ pub fn validate(claim: &PersistentVolumeClaim, class: &StorageClass) -> Result<R
         return Err(Refusal::TooSmall { asked: bytes, fs_type: template.fs_type });
     }
     Ok(Request {
+        source: template.source,
         volume_group: template.volume_group,
         fs_type: template.fs_type,
         mount_options: template.mount_options,
@@ -163,6 +189,8 @@ pub fn validate(claim: &PersistentVolumeClaim, class: &StorageClass) -> Result<R
 /// What a class says of all its volumes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
+    /// Kind of the PVs.
+    pub source: Source,
     /// Volume group to carve from.
     pub volume_group: VgName,
     /// File system to make.
@@ -185,7 +213,7 @@ impl Template {
         }
         let none = BTreeMap::new();
         let parameters = class.parameters.as_ref().unwrap_or(&none);
-        if let Some(unknown) = parameters.keys().find(|key| !matches!(key.as_str(), VOLUME_GROUP | FS_TYPE)) {
+        if let Some(unknown) = parameters.keys().find(|key| !matches!(key.as_str(), VOLUME_GROUP | FS_TYPE | SOURCE)) {
             return Err(Refusal::Parameter { class: name, parameter: unknown.clone() });
         }
         let volume_group = match parameters.get(VOLUME_GROUP).map(String::as_str) {
@@ -200,9 +228,14 @@ impl Template {
                 .parse()
                 .map_err(|_| Refusal::FsType { class: name.clone(), fs_type: wanted.chars().take(40).collect() })?,
         };
+        let source = match parameters.get(SOURCE).map(String::as_str) {
+            None | Some("" | "flexvolume") => Source::Flexvolume,
+            Some("csi") => Source::Csi,
+            Some(other) => return Err(Refusal::Source { class: name, wanted: other.chars().take(40).collect() }),
+        };
         let mount_options = class.mount_options.as_deref().unwrap_or_default().join(",");
         MountOptions::parse(&mount_options).map_err(|source| Refusal::MountOption { class: name, source })?;
-        Ok(Self { volume_group, fs_type, mount_options })
+        Ok(Self { source, volume_group, fs_type, mount_options })
     }
 }
 
@@ -252,6 +285,7 @@ mod tests {
     #[test]
     fn a_plain_claim_is_served() {
         let request = validate(&claim(|_| ()), &class(|_| ())).unwrap();
+        assert_eq!(request.source, Source::Flexvolume);
         assert_eq!(request.volume_group.as_str(), "vg0");
         assert_eq!(request.fs_type, FsType::Ext4);
         assert_eq!(request.bytes, 1 << 30);
@@ -268,6 +302,33 @@ mod tests {
         let request = validate(&claim(|_| ()), &class).unwrap();
         assert_eq!(request.fs_type, FsType::Xfs);
         assert_eq!(request.mount_options, "noatime,discard");
+        assert_eq!(request.mount_flags(), ["noatime", "discard"]);
+    }
+
+    #[test]
+    fn the_source_is_the_classs_choice_and_no_other_than_ours() {
+        let source = |source: &str| {
+            let class = class(|c| c["parameters"]["source"] = json!(source));
+            validate(&claim(|_| ()), &class).map(|request| request.source)
+        };
+        assert_eq!(source("csi"), Ok(Source::Csi));
+        assert_eq!(source("flexvolume"), Ok(Source::Flexvolume));
+        assert_eq!(source(""), Ok(Source::Flexvolume));
+        for other in ["CSI", "csi ", "flexVolume", "local", &"x".repeat(1000)] {
+            let text = refused_class(|c| c["parameters"]["source"] = json!(other));
+            assert!(text.contains("flexvolume and csi") && text.contains("StorageClass fast"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_csi_class_serves_no_more_than_the_other() {
+        let class = class(|c| c["parameters"]["source"] = json!("csi"));
+        let pod = claim(|c| c["spec"]["accessModes"] = json!(["ReadWriteOncePod"]));
+        assert_eq!(validate(&pod, &class).unwrap().access_modes, ["ReadWriteOncePod"]);
+        let block = claim(|c| c["spec"]["volumeMode"] = json!("Block"));
+        assert!(refused(&block, &class).contains("volumeMode Block"));
+        let attributes = claim(|c| c["spec"]["volumeAttributesClassName"] = json!("gold"));
+        assert!(refused(&attributes, &class).contains("VolumeAttributesClass gold"));
     }
 
     #[test]

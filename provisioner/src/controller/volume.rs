@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{
-    FlexPersistentVolumeSource, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, ObjectReference,
-    PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec, VolumeNodeAffinity,
+    CSIPersistentVolumeSource, FlexPersistentVolumeSource, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm,
+    ObjectReference, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec, VolumeNodeAffinity,
 };
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, Preconditions};
@@ -25,7 +25,7 @@ use super::events::Reason;
 use super::names::{PROVISIONED_BY, PV_FINALIZER, volume_of};
 use super::nodes::{State, call_to, explain};
 use super::quantity::storage;
-use super::validate::Request;
+use super::validate::{Request, Source};
 use crate::names::{DRIVER, FLEX_DRIVER, TOPOLOGY_NODE};
 
 /// For one call that removes a logical volume.
@@ -55,23 +55,22 @@ pub struct Made {
     pub logical_volume: String,
     /// What it really has.
     pub bytes: u64,
+    /// What the node wants to be told when the volume is mounted.
+    pub context: BTreeMap<String, String>,
 }
 
 /// The PV of a claim.
 pub fn build(claim: &PersistentVolumeClaim, class: &StorageClass, request: &Request, made: &Made) -> PersistentVolume {
     let claim_uid = claim.uid().unwrap_or_default();
     let reclaim_policy = class.reclaim_policy.clone().unwrap_or_else(|| "Delete".to_owned());
-    let mut flex_options = BTreeMap::from([
-        (options::TYPE.to_owned(), "data".to_owned()),
-        (options::VOLUME_GROUP.to_owned(), made.volume_group.clone()),
-        (options::LOGICAL_VOLUME.to_owned(), made.logical_volume.clone()),
-        (options::CLAIM_UID.to_owned(), claim_uid.clone()),
-    ]);
-    // kubelet refuses to mount a flexVolume PV that has mountOptions of its
-    // own: they travel here.
-    if !request.mount_options.is_empty() {
-        flex_options.insert(options::MOUNT_OPTIONS.to_owned(), request.mount_options.clone());
-    }
+    let (flex_volume, csi, mount_options) = match request.source {
+        // kubelet refuses to mount a flexVolume PV that has mountOptions of its
+        // own: they travel in the driver's options.
+        Source::Flexvolume => (Some(flex_source(&claim_uid, request, made)), None, None),
+        Source::Csi => {
+            (None, Some(csi_source(request, made)), Some(request.mount_flags()).filter(|flags| !flags.is_empty()))
+        }
+    };
     let here = NodeSelectorRequirement {
         key: TOPOLOGY_NODE.to_owned(),
         operator: "In".to_owned(),
@@ -98,12 +97,9 @@ pub fn build(claim: &PersistentVolumeClaim, class: &StorageClass, request: &Requ
                 resource_version: claim.resource_version(),
                 ..ObjectReference::default()
             }),
-            flex_volume: Some(FlexPersistentVolumeSource {
-                driver: FLEX_DRIVER.to_owned(),
-                fs_type: Some(request.fs_type.as_str().to_owned()),
-                options: Some(flex_options),
-                ..FlexPersistentVolumeSource::default()
-            }),
+            csi,
+            flex_volume,
+            mount_options,
             node_affinity: Some(VolumeNodeAffinity {
                 required: Some(NodeSelector {
                     node_selector_terms: vec![NodeSelectorTerm {
@@ -121,6 +117,55 @@ pub fn build(claim: &PersistentVolumeClaim, class: &StorageClass, request: &Requ
     }
 }
 
+fn flex_source(claim_uid: &str, request: &Request, made: &Made) -> FlexPersistentVolumeSource {
+    let mut flex_options = BTreeMap::from([
+        (options::TYPE.to_owned(), "data".to_owned()),
+        (options::VOLUME_GROUP.to_owned(), made.volume_group.clone()),
+        (options::LOGICAL_VOLUME.to_owned(), made.logical_volume.clone()),
+        (options::CLAIM_UID.to_owned(), claim_uid.to_owned()),
+    ]);
+    if !request.mount_options.is_empty() {
+        flex_options.insert(options::MOUNT_OPTIONS.to_owned(), request.mount_options.clone());
+    }
+    FlexPersistentVolumeSource {
+        driver: FLEX_DRIVER.to_owned(),
+        fs_type: Some(request.fs_type.as_str().to_owned()),
+        options: Some(flex_options),
+        ..FlexPersistentVolumeSource::default()
+    }
+}
+
+fn csi_source(request: &Request, made: &Made) -> CSIPersistentVolumeSource {
+    CSIPersistentVolumeSource {
+        driver: DRIVER.to_owned(),
+        volume_handle: handle(&made.volume_group, &made.logical_volume),
+        fs_type: Some(request.fs_type.as_str().to_owned()),
+        volume_attributes: Some(made.context.clone()),
+        ..CSIPersistentVolumeSource::default()
+    }
+}
+
+/// The id that CSI calls a volume by.
+fn handle(volume_group: &str, logical_volume: &str) -> String {
+    format!("{volume_group}/{logical_volume}")
+}
+
+/// Volume group and logical volume of a PV, whoever made it; None where it is
+/// not for us to mount.
+pub fn logical_volume_of(spec: &PersistentVolumeSpec) -> Option<(String, String)> {
+    match (&spec.flex_volume, &spec.csi) {
+        (Some(flex), _) if flex.driver == FLEX_DRIVER => {
+            let option = |key| flex.options.as_ref()?.get(key).cloned();
+            Some((option(options::VOLUME_GROUP)?, option(options::LOGICAL_VOLUME)?))
+        }
+        (_, Some(csi)) if csi.driver == DRIVER => {
+            let (group, volume) = csi.volume_handle.split_once('/')?;
+            Some((group.to_owned(), volume.to_owned()))
+        }
+        _ => None,
+    }
+}
+
 /// Where the logical volume of a PV is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Place {
@@ -135,7 +180,7 @@ pub struct Place {
 impl Place {
     /// The handle that CSI calls it by.
     pub fn handle(&self) -> String {
-        format!("{}/{}", self.volume_group, self.logical_volume)
+        handle(&self.volume_group, &self.logical_volume)
     }
 }
 
@@ -146,11 +191,7 @@ pub fn place_of(volume: &PersistentVolume) -> Option<Place> {
         return None;
     }
     let spec = volume.spec.as_ref()?;
-    let flex = spec.flex_volume.as_ref()?;
-    if flex.driver != FLEX_DRIVER {
-        return None;
-    }
-    let option = |key| flex.options.as_ref()?.get(key).cloned();
+    let (volume_group, logical_volume) = logical_volume_of(spec)?;
     let requirement = spec
         .node_affinity
         .iter()
@@ -158,11 +199,15 @@ pub fn place_of(volume: &PersistentVolume) -> Option<Place> {
         .flat_map(|selector| &selector.node_selector_terms)
         .flat_map(|term| term.match_expressions.iter().flatten())
         .find(|requirement| requirement.key == TOPOLOGY_NODE)?;
-    Some(Place {
-        topology: requirement.values.as_ref()?.first()?.clone(),
-        volume_group: option(options::VOLUME_GROUP)?,
-        logical_volume: option(options::LOGICAL_VOLUME)?,
-    })
+    Some(Place { topology: requirement.values.as_ref()?.first()?.clone(), volume_group, logical_volume })
+}
+
+/// Kind of a PV of ours.
+pub fn source_of(volume: &PersistentVolume) -> Source {
+    match volume.spec.as_ref().and_then(|spec| spec.csi.as_ref()) {
+        Some(_) => Source::Csi,
+        None => Source::Flexvolume,
+    }
 }
 
 /// What a PV of ours needs.
@@ -390,6 +435,10 @@ mod tests {
     use serde_json::Value;
 
     fn pv(policy: &str, options: &str) -> PersistentVolume {
+        of(Source::Flexvolume, policy, options)
+    }
+
+    fn of(source: Source, policy: &str, options: &str) -> PersistentVolume {
         let claim: PersistentVolumeClaim = serde_json::from_value(json!({
             "metadata": {"name": "data-db-0", "namespace": "shop", "uid": "u1", "resourceVersion": "7"},
         }))
@@ -401,6 +450,7 @@ mod tests {
         }))
         .unwrap();
         let request = Request {
+            source,
             volume_group: VgName::parse("vg0").unwrap(),
             fs_type: FsType::Xfs,
             mount_options: options.into(),
@@ -412,6 +462,7 @@ mod tests {
             volume_group: "vg0".into(),
             logical_volume: "pvc-u1".into(),
             bytes: 1 << 30,
+            context: BTreeMap::from([("claimNamespace".into(), "shop".into()), ("claimUID".into(), "u1".into())]),
         };
         build(&claim, &class, &request, &made)
     }
@@ -472,16 +523,40 @@ mod tests {
     }
 
     #[test]
+    fn a_csi_pv_differs_in_its_source_and_its_mount_options_only() {
+        let built = serde_json::to_value(of(Source::Csi, "Delete", "noatime,discard")).unwrap();
+        let mut expected = serde_json::to_value(pv("Delete", "")).unwrap();
+        let spec = expected["spec"].as_object_mut().unwrap();
+        spec.remove("flexVolume");
+        spec.insert("mountOptions".into(), json!(["noatime", "discard"]));
+        spec.insert(
+            "csi".into(),
+            json!({
+                "driver": "lvm.lvprov.io",
+                "volumeHandle": "vg0/pvc-u1",
+                "fsType": "xfs",
+                "volumeAttributes": {"claimNamespace": "shop", "claimUID": "u1"},
+            }),
+        );
+        assert_eq!(built, expected);
+        let plain = serde_json::to_value(of(Source::Csi, "Delete", "")).unwrap();
+        assert_eq!(plain["spec"].get("mountOptions"), None);
+    }
+
+    #[test]
     fn the_place_is_read_back_and_only_from_our_own() {
-        let built = pv("Delete", "");
-        let place = place_of(&built).unwrap();
-        assert_eq!(place.handle(), "vg0/pvc-u1");
-        assert_eq!(place.topology, "worker-1");
-        for path in ["/metadata/annotations/pv.kubernetes.io~1provisioned-by", "/spec/flexVolume/driver"] {
-            let mut foreign = serde_json::to_value(&built).unwrap();
-            *foreign.pointer_mut(path).unwrap() = Value::from("example.com/other");
-            let foreign: PersistentVolume = serde_json::from_value(foreign).unwrap();
-            assert_eq!(place_of(&foreign), None, "{path}");
+        for (source, driver) in [(Source::Flexvolume, "/spec/flexVolume/driver"), (Source::Csi, "/spec/csi/driver")] {
+            let built = of(source, "Delete", "");
+            let place = place_of(&built).unwrap();
+            assert_eq!(place.handle(), "vg0/pvc-u1");
+            assert_eq!(place.topology, "worker-1");
+            assert_eq!(source_of(&built), source);
+            for path in ["/metadata/annotations/pv.kubernetes.io~1provisioned-by", driver] {
+                let mut foreign = serde_json::to_value(&built).unwrap();
+                *foreign.pointer_mut(path).unwrap() = Value::from("example.com/other");
+                let foreign: PersistentVolume = serde_json::from_value(foreign).unwrap();
+                assert_eq!(place_of(&foreign), None, "{path}");
+            }
         }
     }
 

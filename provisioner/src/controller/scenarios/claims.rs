@@ -53,6 +53,45 @@ async fn a_claim_gets_its_volume_from_the_selected_node() {
     scene.api.expect_nothing_more().await;
 }
 
+fn csi_claim() -> Value {
+    let mut claim = claim();
+    claim["spec"]["storageClassName"] = json!("fast-csi");
+    claim
+}
+
+#[tokio::test]
+async fn a_claim_of_a_csi_class_gets_a_csi_pv() {
+    let mut scene = Scene::new(with_node()).await;
+    let running = tokio::spawn(reconcile(parsed(csi_claim()), scene.ctx.clone()));
+    let asked = scene.api.expect("POST", "/api/v1/persistentvolumes").await;
+    let spec = &asked.body["spec"];
+    assert_eq!(spec["csi"], csi_volume("")["spec"]["csi"]);
+    assert_eq!(spec.get("flexVolume"), None);
+    assert_eq!(spec["mountOptions"], json!(["noatime", "discard"]));
+    assert_eq!(spec["claimRef"]["uid"], CLAIM_UID);
+    assert_eq!(spec["nodeAffinity"], csi_volume("")["spec"]["nodeAffinity"]);
+    asked.answer(201, csi_volume("Pending"));
+    scene.api.expect_event("shop", "ProvisioningSucceeded").await;
+    assert_eq!(running.await.unwrap().unwrap(), Action::requeue(PARKED));
+    // The class's own parameter is no business of the node's.
+    assert_eq!(scene.node.created()[0].parameters.get("source"), None);
+}
+
+#[tokio::test]
+async fn no_csi_pv_is_made_that_no_pod_could_mount() {
+    let mut scene = Scene::new(with_node()).await;
+    scene.node.forget_owners();
+    let running = tokio::spawn(reconcile(parsed(csi_claim()), scene.ctx.clone()));
+    let error = running.await.unwrap().unwrap_err().to_string();
+    assert!(error.contains("whose it is") && error.contains("same version"), "{error}");
+    scene.api.expect_nothing_more().await;
+    // A flexVolume says it in options of its own.
+    let running = tokio::spawn(reconcile(parsed(claim()), scene.ctx.clone()));
+    scene.api.expect("POST", "/api/v1/persistentvolumes").await.answer(201, volume("Pending"));
+    scene.api.expect_event("shop", "ProvisioningSucceeded").await;
+    running.await.unwrap().unwrap();
+}
+
 #[tokio::test]
 async fn a_controller_that_died_between_volume_and_pv_goes_on() {
     let mut scene = Scene::new(with_node()).await;

@@ -1,6 +1,7 @@
 //! Reconciliations against an API server and a node that answer as told.
 
 mod claims;
+mod expansion;
 mod growth;
 mod left;
 mod node;
@@ -22,7 +23,7 @@ use serde_json::{Value, json};
 use tower_test::mock::{Handle, SendResponse};
 
 use super::calls::Calls;
-use super::context::{Context, Published};
+use super::context::{Context, Lately};
 use super::error::Failures;
 use super::events::Events;
 use super::nodes::{Group, Nodes, State, View};
@@ -125,12 +126,13 @@ impl Scene {
             cluster: "cluster".into(),
             nodes,
             node_objects: watched::<Node>(world.nodes),
-            classes: watched::<StorageClass>(vec![class()]),
+            classes: watched::<StorageClass>(vec![class(), csi_class()]),
             claims: watched::<PersistentVolumeClaim>(world.claims),
             volumes: watched::<PersistentVolume>(world.volumes),
             failures: Failures::default(),
             calls: Calls::default(),
-            published: Published::default(),
+            published: Lately::default(),
+            grown: Lately::default(),
             patience: Duration::from_secs(30),
         };
         Self { api: ApiServer { handle }, node, ctx: Arc::new(ctx) }
@@ -177,6 +179,14 @@ fn class() -> Value {
         "volumeBindingMode": "WaitForFirstConsumer",
         "reclaimPolicy": "Delete",
     })
+}
+
+fn csi_class() -> Value {
+    let mut class = class();
+    class["metadata"]["name"] = json!("fast-csi");
+    class["parameters"]["source"] = json!("csi");
+    class["mountOptions"] = json!(["noatime", "discard"]);
+    class
 }
 
 fn claim() -> Value {
@@ -228,4 +238,16 @@ fn volume(phase: &str) -> Value {
         },
         "status": {"phase": phase},
     })
+}
+
+fn csi_volume(phase: &str) -> Value {
+    let mut volume = volume(phase);
+    volume["spec"].as_object_mut().unwrap().remove("flexVolume");
+    volume["spec"]["csi"] = json!({
+        "driver": DRIVER,
+        "volumeHandle": format!("vg0/{VOLUME}"),
+        "fsType": "xfs",
+        "volumeAttributes": {"claimNamespace": "shop", "claimUID": CLAIM_UID},
+    });
+    volume
 }

@@ -1,5 +1,6 @@
 //! A node service that answers as told.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -11,11 +12,17 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status};
 
+/// A volume is extended by whole ones of these.
+const EXTENT: u64 = 4 << 20;
+
 /// What it was asked, and what it is to say.
 #[derive(Default)]
 struct Script {
     created: Vec<csi::CreateVolumeRequest>,
     deleted: Vec<String>,
+    expanded: Vec<(String, i64)>,
+    /// It is of a version that does not say whose volume it has made.
+    silent_about_owner: bool,
     /// The nodes that the calls said they were for.
     meant: Vec<String>,
     refusal: Option<Status>,
@@ -47,6 +54,16 @@ impl FakeNode {
     /// From now on it serves.
     pub fn serve(&self) {
         self.script.lock().unwrap().refusal = None;
+    }
+
+    /// From now on it does not say whose volume it has made.
+    pub fn forget_owners(&self) {
+        self.script.lock().unwrap().silent_about_owner = true;
+    }
+
+    /// What it was asked to extend, and to how many bytes.
+    pub fn expanded(&self) -> Vec<(String, i64)> {
+        self.script.lock().unwrap().expanded.clone()
     }
 
     pub fn meant(&self) -> Vec<String> {
@@ -96,12 +113,20 @@ impl Controller for Service {
         script.meant.push(meant(&request));
         let request = request.into_inner();
         script.created.push(request.clone());
+        let mut owner = HashMap::from([
+            ("claimNamespace".to_owned(), request.parameters["csi.storage.k8s.io/pvc/namespace"].clone()),
+            ("claimUID".to_owned(), request.parameters["lvprov.io/claim-uid"].clone()),
+        ]);
+        if script.silent_about_owner {
+            owner.clear();
+        }
         let answer = match &script.refusal {
             Some(refusal) => Err(refusal.clone()),
             None => Ok(Response::new(csi::CreateVolumeResponse {
                 volume: Some(csi::Volume {
                     capacity_bytes: request.capacity_range.unwrap().required_bytes,
                     volume_id: format!("{}/{}", request.parameters["volumeGroup"], request.name),
+                    volume_context: owner,
                     ..csi::Volume::default()
                 }),
             })),
@@ -126,6 +151,28 @@ impl Controller for Service {
         Box::pin(std::future::ready(answer))
     }
 
+    fn controller_expand_volume<'a: 'b, 'b>(
+        &'a self,
+        request: Request<csi::ControllerExpandVolumeRequest>,
+    ) -> Answer<'b, csi::ControllerExpandVolumeResponse>
+    where
+        Self: 'b,
+    {
+        let mut script = self.script.lock().unwrap();
+        script.meant.push(meant(&request));
+        let request = request.into_inner();
+        let asked = request.capacity_range.unwrap().required_bytes;
+        script.expanded.push((request.volume_id, asked));
+        let answer = match &script.refusal {
+            Some(refusal) => Err(refusal.clone()),
+            None => Ok(Response::new(csi::ControllerExpandVolumeResponse {
+                capacity_bytes: (asked as u64).next_multiple_of(EXTENT) as i64,
+                node_expansion_required: true,
+            })),
+        };
+        Box::pin(std::future::ready(answer))
+    }
+
     never! {
         controller_publish_volume(ControllerPublishVolumeRequest) -> ControllerPublishVolumeResponse;
         controller_unpublish_volume(ControllerUnpublishVolumeRequest) -> ControllerUnpublishVolumeResponse;
@@ -137,7 +184,6 @@ impl Controller for Service {
         delete_snapshot(DeleteSnapshotRequest) -> DeleteSnapshotResponse;
         list_snapshots(ListSnapshotsRequest) -> ListSnapshotsResponse;
         get_snapshot(GetSnapshotRequest) -> GetSnapshotResponse;
-        controller_expand_volume(ControllerExpandVolumeRequest) -> ControllerExpandVolumeResponse;
         controller_get_volume(ControllerGetVolumeRequest) -> ControllerGetVolumeResponse;
         controller_modify_volume(ControllerModifyVolumeRequest) -> ControllerModifyVolumeResponse;
     }

@@ -11,16 +11,25 @@ fn path() -> String {
 
 #[tokio::test]
 async fn a_released_volume_goes_before_its_pv() {
+    goes_before_its_pv(volume("Released")).await;
+}
+
+#[tokio::test]
+async fn a_released_csi_volume_goes_before_its_pv_too() {
+    goes_before_its_pv(csi_volume("Released")).await;
+}
+
+async fn goes_before_its_pv(released: Value) {
     let mut scene = Scene::new(World::default()).await;
-    let running = tokio::spawn(reconcile(parsed(volume("Released")), scene.ctx.clone()));
-    scene.api.expect("GET", &path()).await.answer(200, volume("Released"));
+    let running = tokio::spawn(reconcile(parsed(released.clone()), scene.ctx.clone()));
+    scene.api.expect("GET", &path()).await.answer(200, released.clone());
     scene.api.expect("GET", CLAIM_PATH).await.refuse(404, "NotFound");
 
     let asked = scene.api.expect("DELETE", &path()).await;
     assert_eq!(scene.node.deleted(), [format!("vg0/{VOLUME}")]);
     assert_eq!(scene.node.meant(), ["n1"]);
     assert_eq!(asked.body["preconditions"], json!({"uid": "volume-uid"}));
-    let mut deleted = volume("Released");
+    let mut deleted = released;
     deleted["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
     deleted["metadata"]["resourceVersion"] = json!("12");
     asked.answer(200, deleted.clone());

@@ -1,4 +1,4 @@
-//! Growth of claims: what Kubernetes leaves to us.
+//! Growth where the PV has a flexVolume source: what Kubernetes leaves to us.
 //!
 //! For a flexVolume PV the controller manager grants every growth on paper
 //! (PV capacity, the claim's `allocatedResources`), and kubelet then calls the
@@ -11,102 +11,24 @@
 //! even the lowest one may take an extent that is not there: then the growth
 //! is ended, and the claim goes on with a request above its capacity.
 
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimCondition};
-use kube::api::{Patch, PatchParams};
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use kube::ResourceExt;
 use kube::runtime::controller::Action;
-use kube::runtime::reflector::ObjectRef;
-use kube::{Api, ResourceExt};
-use lvm::size::{human, round_up};
+use lvm::size::human;
 use serde_json::json;
-use std::time::Duration;
 use tracing::info;
 
-use super::context::Context;
-use super::error::{Doing, Error, is_conflict, is_not_found};
-use super::events::Reason;
-use super::names::{GROWTH_ENDED, PRE_RESIZE_CAPACITY, STORAGE};
-use super::nodes::Group;
-use super::quantity::{quantity, storage, storage_of};
-use super::volume::{Place, place_of};
-
-/// Values of `allocatedResourceStatuses`.
-mod status {
-    pub const NODE_PENDING: &str = "NodeResizePending";
-    pub const NODE_IN_PROGRESS: &str = "NodeResizeInProgress";
-    pub const NODE_INFEASIBLE: &str = "NodeResizeInfeasible";
-    pub const CONTROLLER_IN_PROGRESS: &str = "ControllerResizeInProgress";
-}
-
-/// Conditions that tell of a growth. All of them go when it has ended.
-const CONDITIONS: [&str; 4] = [NODE_ERROR, "Resizing", FS_PENDING, "ControllerResizeError"];
-const NODE_ERROR: &str = "NodeResizeError";
-const FS_PENDING: &str = "FileSystemResizePending";
-
-/// The sizes of a bound claim, in bytes, and how far its growth is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Growth {
-    /// What the user asks for now.
-    pub requested: u64,
-    /// What the volume is known to have.
-    pub has: u64,
-    /// What has been granted on paper.
-    pub allocated: Option<u64>,
-    /// Of `allocatedResourceStatuses`; empty when nothing is under way.
-    pub status: String,
-    /// kubelet has tried and failed.
-    pub failed: bool,
-    /// A growth to this very request was ended before, for want of room.
-    pub ended: bool,
-}
-
-impl Growth {
-    /// Reads a claim, and the annotations of its PV; None where the claim has
-    /// no sizes to read, or malformed ones.
-    pub fn of(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> Option<Self> {
-        let requests = claim.spec.as_ref()?.resources.as_ref()?.requests.as_ref();
-        let state = claim.status.as_ref()?;
-        let statuses = state.allocated_resource_statuses.as_ref();
-        let requested = storage_of(requests).ok()??;
-        Some(Self {
-            requested,
-            has: storage_of(state.capacity.as_ref()).ok()??,
-            allocated: storage_of(state.allocated_resources.as_ref()).ok()?,
-            status: statuses.and_then(|statuses| statuses.get(STORAGE)).cloned().unwrap_or_default(),
-            failed: state
-                .conditions
-                .iter()
-                .flatten()
-                .any(|condition| condition.type_ == NODE_ERROR && condition.status == "True"),
-            ended: volume.annotations().get(GROWTH_ENDED) == Some(&requested.to_string()),
-        })
-    }
-
-    /// How much more the request takes than the volume has, in whole extents.
-    fn more(&self, group: &Group) -> u64 {
-        let extent = group.extent.max(1);
-        let wanted = round_up(self.requested, extent).unwrap_or(u64::MAX);
-        wanted.saturating_sub(round_up(self.has, extent).unwrap_or(u64::MAX))
-    }
-
-    /// What the group lacks for the growth. None: it fits.
-    fn lack(&self, group: &Group) -> Option<Lack> {
-        let missing = self.more(group).checked_sub(group.free).filter(|missing| *missing > 0)?;
-        Some(Lack { free: group.free, missing })
-    }
-}
-
-/// Why a growth does not fit, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Lack {
-    /// What the group has free.
-    pub free: u64,
-    /// How much more the growth takes.
-    pub missing: u64,
-}
+use super::{Bound, CHANGED, Growth, Lack, condition, conditions, patch_status, patch_volume, status};
+use crate::controller::context::Context;
+use crate::controller::error::Error;
+use crate::controller::events::Reason;
+use crate::controller::names::{GROWTH_ENDED, PRE_RESIZE_CAPACITY, STORAGE};
+use crate::controller::nodes::Group;
+use crate::controller::quantity::{storage, storage_of};
 
 /// What a growth needs from us.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Need {
+enum Need {
     /// Nothing, until the claim changes.
     Nothing,
     /// A word to the user: it does not fit.
@@ -119,7 +41,7 @@ pub enum Need {
 }
 
 /// Decides; `group` is the volume's, where its node is up.
-pub fn need(growth: &Growth, group: Option<&Group>) -> Need {
+fn need(growth: &Growth, group: Option<&Group>) -> Need {
     let lack = group.and_then(|group| growth.lack(group));
     // A request of one extent more cannot be lowered to need less.
     let least = group.is_some_and(|group| growth.more(group) <= group.extent.max(1));
@@ -160,17 +82,12 @@ pub fn need(growth: &Growth, group: Option<&Group>) -> Need {
     }
 }
 
-/// Looks after the growth of a bound claim.
-///
-/// # Errors
-/// When the API server cannot be asked or refuses; it is tried again.
-pub async fn reconcile(claim: &PersistentVolumeClaim, ctx: &Context) -> Result<Action, Error> {
-    let Some((growth, volume, place)) = ours(claim, ctx) else {
-        return Ok(Action::await_change());
-    };
+/// Looks after the growth of a claim that is bound to a flexVolume PV.
+pub(super) async fn reconcile(claim: &PersistentVolumeClaim, bound: &Bound, ctx: &Context) -> Result<Action, Error> {
+    let Bound { growth, place, .. } = bound;
     let node = ctx.nodes.with_topology(&place.topology);
     let group = node.as_ref().and_then(|node| node.group(&place.volume_group));
-    match need(&growth, group) {
+    match need(growth, group) {
         Need::Nothing => Ok(Action::await_change()),
         Need::Impossible(lack) => {
             let note = format!(
@@ -178,7 +95,7 @@ pub async fn reconcile(claim: &PersistentVolumeClaim, ctx: &Context) -> Result<A
                  kubelet tries. Delete other volumes, or add a disk to the volume group (vgextend); or lower the \
                  request, to more than {has}: if that does not fit either, the growth is ended",
                 human(growth.requested),
-                too_much(&place, lack),
+                lack.in_words(place),
                 has = human(growth.has),
             );
             ctx.events.tell(claim, Reason::VolumeGrowthImpossible, note).await;
@@ -195,56 +112,28 @@ pub async fn reconcile(claim: &PersistentVolumeClaim, ctx: &Context) -> Result<A
                 }
                 _ => format!("the growth to {} is tried again", human(growth.requested)),
             };
-            settle(claim, &volume, &growth, growth.requested, Some(status::NODE_PENDING), note, ctx).await
+            settle(claim, bound, growth.requested, Some(status::NODE_PENDING), note, ctx).await
         }
         Need::End(lack) => {
             let why = match lack {
                 Some(lack) => format!(
                     ", since even {} takes {}. When there is room, raise the request: then it grows",
                     human(growth.requested),
-                    too_much(&place, lack)
+                    lack.in_words(place)
                 ),
                 None => String::new(),
             };
             let note = format!("the growth has ended; the volume stays as it is, with {}{why}", human(growth.has));
-            settle(claim, &volume, &growth, growth.has, None, note, ctx).await
+            settle(claim, bound, growth.has, None, note, ctx).await
         }
     }
-}
-
-fn too_much(place: &Place, lack: Lack) -> String {
-    format!(
-        "more than volume group {} on node {} has free ({}): {} are missing",
-        place.volume_group,
-        place.topology,
-        human(lack.free),
-        human(lack.missing)
-    )
-}
-
-/// The growth of a claim that is bound to a PV of ours.
-fn ours(claim: &PersistentVolumeClaim, ctx: &Context) -> Option<(Growth, std::sync::Arc<PersistentVolume>, Place)> {
-    if claim.status.as_ref()?.phase.as_deref() != Some("Bound") {
-        return None;
-    }
-    let name = claim.spec.as_ref()?.volume_name.as_deref()?;
-    let volume = ctx.volumes.get(&ObjectRef::new(name))?;
-    let growth = Growth::of(claim, &volume)?;
-    // The many claims that do not grow need no more.
-    if growth.requested <= growth.has && growth.status.is_empty() {
-        return None;
-    }
-    let place = place_of(&volume)?;
-    let bound_to = volume.spec.as_ref()?.claim_ref.as_ref()?.uid.clone();
-    (bound_to == claim.uid()).then_some((growth, volume, place))
 }
 
 /// Makes `bytes` what has been granted: on the PV first, so that after a crash
 /// in between the claim still shows that it has to be done again.
 async fn settle(
     claim: &PersistentVolumeClaim,
-    volume: &PersistentVolume,
-    growth: &Growth,
+    Bound { growth, volume, .. }: &Bound,
     bytes: u64,
     status: Option<&str>,
     note: String,
@@ -263,49 +152,25 @@ async fn settle(
             patch["metadata"]["annotations"] =
                 json!({PRE_RESIZE_CAPACITY: null, GROWTH_ENDED: growth.requested.to_string()});
         }
-        let api: Api<PersistentVolume> = Api::all(ctx.client.clone());
-        let patched = api.patch(&volume.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await;
-        if let Err(error) = patched {
-            return outdated(error, || format!("set the capacity of PersistentVolume {}", volume.name_any()));
+        if patch_volume(volume, patch, ctx).await?.is_none() {
+            return Ok(CHANGED);
         }
     }
     let patch = json!({
         "metadata": {"uid": claim.uid(), "resourceVersion": claim.resource_version()},
         "status": {
-            "allocatedResources": {STORAGE: quantity(bytes)},
+            "allocatedResources": storage(bytes),
             "allocatedResourceStatuses": {STORAGE: status},
-            "conditions": conditions(claim, status.is_some()),
+            // While another growth is pending, the one that says so stays.
+            "conditions": conditions(claim, if status.is_some() { &[condition::FS_PENDING] } else { &[] }, None),
         },
     });
-    let api: Api<PersistentVolumeClaim> = Api::namespaced(ctx.client.clone(), &namespace);
-    if let Err(error) = api.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
-        return outdated(error, || format!("set the status of claim {namespace}/{name}"));
+    if patch_status(claim, patch, ctx).await?.is_none() {
+        return Ok(CHANGED);
     }
     info!(claim = name, namespace, bytes, "took back a growth that could not be had");
     ctx.events.tell(claim, Reason::VolumeGrowthWithdrawn, note).await;
     Ok(Action::await_change())
-}
-
-/// The claim's conditions without those of the growth that has ended; while
-/// another is `pending`, the one that says so stays.
-fn conditions(claim: &PersistentVolumeClaim, pending: bool) -> Vec<PersistentVolumeClaimCondition> {
-    let all = claim.status.as_ref().and_then(|status| status.conditions.as_ref());
-    all.into_iter()
-        .flatten()
-        .filter(|condition| match condition.type_.as_str() {
-            FS_PENDING => pending,
-            other => !CONDITIONS.contains(&other),
-        })
-        .cloned()
-        .collect()
-}
-
-/// Somebody has changed the object: it is looked at again as it is now.
-fn outdated(error: kube::Error, what: impl FnOnce() -> String) -> Result<Action, Error> {
-    if is_conflict(&error) || is_not_found(&error) {
-        return Ok(Action::requeue(Duration::from_secs(1)));
-    }
-    Err(error).doing(what)
 }
 
 #[cfg(test)]
@@ -420,38 +285,5 @@ mod tests {
         assert_eq!(need(&ended(GIB, status::NODE_INFEASIBLE), Some(&free(GIB))), Need::End(Some(lack)));
         // There is room by now.
         assert_eq!(need(&ended(3 * GIB, status::NODE_PENDING), Some(&free(2 * GIB))), Need::Nothing);
-    }
-
-    #[test]
-    fn sizes_and_status_are_read_from_the_claim() {
-        let claim: PersistentVolumeClaim = serde_json::from_value(json!({
-            "metadata": {"name": "c"},
-            "spec": {"resources": {"requests": {"storage": "2Gi"}}},
-            "status": {
-                "capacity": {"storage": "1Gi"},
-                "allocatedResources": {"storage": "90Gi"},
-                "allocatedResourceStatuses": {"storage": "NodeResizeInProgress"},
-                "conditions": [
-                    {"type": "NodeResizeError", "status": "True"},
-                    {"type": "FileSystemResizePending", "status": "True"},
-                    {"type": "Unused", "status": "False"},
-                ],
-            },
-        }))
-        .unwrap();
-        let mut expected = growth(2 * GIB, Some(90 * GIB), status::NODE_IN_PROGRESS);
-        expected.failed = true;
-        let mut volume = PersistentVolume::default();
-        assert_eq!(Growth::of(&claim, &volume).as_ref(), Some(&expected));
-        volume.annotations_mut().insert(GROWTH_ENDED.into(), (3 * GIB).to_string());
-        assert_eq!(Growth::of(&claim, &volume).as_ref(), Some(&expected));
-        volume.annotations_mut().insert(GROWTH_ENDED.into(), (2 * GIB).to_string());
-        expected.ended = true;
-        assert_eq!(Growth::of(&claim, &volume), Some(expected));
-        let kept = |pending| -> Vec<String> {
-            conditions(&claim, pending).into_iter().map(|condition| condition.type_).collect()
-        };
-        assert_eq!(kept(true), ["FileSystemResizePending", "Unused"]);
-        assert_eq!(kept(false), ["Unused"]);
     }
 }
