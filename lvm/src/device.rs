@@ -40,10 +40,42 @@ pub fn probe(runner: &Runner, device: &Path) -> io::Result<()> {
     read(runner, device, &file, &mut page, (size / PAGE).saturating_sub(1) * PAGE)
 }
 
+/// As [`probe`], for whoever asks often: one that does not answer at once is an
+/// error of kind `TimedOut`, and no process is started to wait for it.
+pub fn answers(device: &Path) -> io::Result<()> {
+    let file = File::open(device)?;
+    let size = crate::mounts::device_size(device)?;
+    let mut page = [0; PAGE as usize];
+    match read_at_once(&file, &mut page, (size / PAGE).saturating_sub(1) * PAGE)? {
+        // Where nobody can tell, the kernel itself will.
+        Quick::Read | Quick::Unable => Ok(()),
+        Quick::Silent => Err(io::Error::new(io::ErrorKind::TimedOut, "the disk does not answer")),
+    }
+}
+
+/// What became of a read that must not wait.
+enum Quick {
+    Read,
+    /// The device has not answered.
+    Silent,
+    /// The kernel cannot read so.
+    Unable,
+}
+
 fn read(runner: &Runner, device: &Path, file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
     if !file.metadata()?.file_type().is_block_device() {
         return file.read_exact_at(buffer, offset);
     }
+    match read_at_once(file, buffer, offset)? {
+        Quick::Read => Ok(()),
+        Quick::Silent | Quick::Unable => {
+            ask_a_child(runner, device, offset)?;
+            file.read_exact_at(buffer, offset)
+        }
+    }
+}
+
+fn read_at_once(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<Quick> {
     refuse_suspended(file)?;
     // What is in memory says nothing of the disk.
     advise(file, offset, buffer.len(), PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
@@ -58,7 +90,7 @@ fn read(runner: &Runner, device: &Path, file: &File, buffer: &mut [u8], offset: 
         }
         match read_what_is_there(file, &mut buffer[filled..], at) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(read) if filled + read == buffer.len() => return Ok(()),
+            Ok(read) if filled + read == buffer.len() => return Ok(Quick::Read),
             // The kernel reads no more ahead than it is set to: ask for the rest.
             Ok(read) => {
                 filled += read;
@@ -68,15 +100,14 @@ fn read(runner: &Runner, device: &Path, file: &File, buffer: &mut [u8], offset: 
             Err(error) => match error.raw_os_error() {
                 Some(libc::EAGAIN | libc::EINTR) => ask = false,
                 // A kernel that cannot do this.
-                Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL) => break,
+                Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL) => return Ok(Quick::Unable),
                 _ => return Err(error),
             },
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(2));
     }
-    ask_a_child(runner, device, offset)?;
-    file.read_exact_at(buffer, offset)
+    Ok(Quick::Silent)
 }
 
 fn advise(file: &File, offset: u64, length: usize, advice: PosixFadviseAdvice) -> io::Result<()> {

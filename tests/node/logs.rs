@@ -1,5 +1,6 @@
 //! Log volumes: shared, bounded, kept.
 
+use crate::service::Service;
 use anyhow::{Result, ensure};
 use lvprov_tests::Test;
 use lvprov_tests::driver::{Call, call};
@@ -172,6 +173,14 @@ fn stolen_project(node: &Node) -> Result<()> {
     ensure!(of_a != of_b && of_a != "0", "{of_a} and {of_b}");
     a.unmount(node)?.success()?;
     node.run(["chattr", "-p", &of_b, &format!("{base}/web-a")])?;
+    // Nor are the neighbour's figures shown as its own.
+    ensure!(fill(node, &b.directory(), 5)?);
+    let service = Service::start(node)?;
+    let items = service.call(&["inventory"])?;
+    let is_a = |item: &&serde_json::Value| item["path"] == format!("{base}/web-a");
+    let shown = items.iter().find(is_a).and_then(|item| item["used"].as_u64());
+    ensure!(shown.is_some_and(|used| used < 1 << 20), "{shown:?} bytes are shown for an empty directory");
+    drop(service);
     a.with("quota", "1Mi").mount(node)?.success()?;
     ensure!(project("web-a")? == of_a, "the project is still the neighbour's");
     ensure!(fill(node, &b.directory(), 60)?, "the neighbour's limit has been changed");

@@ -128,7 +128,7 @@ impl<'a> Service<'a> {
     }
 
     /// The metrics, or what is said instead, to the holder of a certificate.
-    fn metrics(&self, holder: &str) -> Result<xtask::testbed::Output> {
+    pub fn metrics(&self, holder: &str) -> Result<xtask::testbed::Output> {
         let tls = format!("/run/lvprov-tls/{holder}");
         let call = env!("CARGO_BIN_EXE_node-call");
         self.node.exec([call, "--address", "127.0.0.1:9809", "--tls-dir", tls.as_str(), "metrics"])

@@ -1,14 +1,16 @@
 //! Disks that hang, lvm that is blocked, file systems that are damaged: an
 //! answer in time, nothing half done, and the next call recovers.
 
+use crate::service::Service;
 use crate::{configure, configured, create, uid};
 use anyhow::{Result, ensure};
 use lvprov_tests::Test;
 use lvprov_tests::driver::{Answer, Call};
 use xtask::testbed::Node;
 
-pub const TESTS: [Test<Node>; 6] = [
+pub const TESTS: [Test<Node>; 7] = [
     ("trouble::a_hung_disk_is_said_to_hang_and_comes_back", hung_disk),
+    ("trouble::metrics_leave_out_a_disk_that_hangs", hung_metrics),
     ("trouble::a_blocked_lvm_is_left_to_finish", blocked_lvm),
     ("trouble::a_group_that_is_busy_is_waited_for_and_no_longer", busy_group),
     ("trouble::a_journal_is_replayed", journal),
@@ -106,6 +108,34 @@ fn hung_disk(node: &Node) -> Result<()> {
             call.unmount(node)?.success()?;
         }
         Ok(())
+    })?;
+    disk.end()
+}
+
+fn hung_metrics(node: &Node) -> Result<()> {
+    let disk = Hanging::new(node)?;
+    configured(node, OPEN, || {
+        let hangs = Call::log("trouble", "web-a", "trouble-m1", "hangs").with("volumeGroup", "vgh");
+        let works = Call::log("trouble", "web-a", "trouble-m2", "works");
+        hangs.mount(node)?.success()?;
+        works.mount(node)?.success()?;
+        let service = Service::start(node)?;
+        let shows = |unreadable: &str, volumes: &[&str]| {
+            let text = service.metrics("metrics")?.ok()?;
+            let line = format!("lvprov_log_volumes_unreadable {unreadable}");
+            ensure!(text.lines().any(|one| one == line), "not {line}:\n{text}");
+            for volume in ["hangs", "works"] {
+                let shown =
+                    text.contains(&format!("lvprov_log_volume_used_bytes{{namespace=\"trouble\",volume=\"{volume}\""));
+                ensure!(shown == volumes.contains(&volume), "{volume}:\n{text}");
+            }
+            Ok(())
+        };
+        shows("0", &["hangs", "works"])?;
+        disk.while_it_hangs(|| shows("1", &["works"]))?;
+        shows("0", &["hangs", "works"])?;
+        hangs.unmount(node)?.success()?;
+        works.unmount(node)?.success()
     })?;
     disk.end()
 }

@@ -52,11 +52,16 @@ impl Lvm {
         for name in directory_names(path)? {
             let below = path.join(name.as_str());
             let Ok(directory) = open_beneath(&root, OsStr::new(name.as_str())) else { continue };
-            let project = quota::project(&directory).map_err(io("read the quota project of", &below))?;
+            let record = read_record(&directory).ok().flatten();
+            // The directory's own could be changed by its pod, to show a neighbour's figures.
+            let project = match record.as_ref().map(|record| record.project).filter(|project| *project != 0) {
+                Some(project) => project,
+                None => quota::project(&directory).map_err(io("read the quota project of", &below))?,
+            };
             let usage = quota::usage(node, project).map_err(io("read the quota of", &below))?;
             directories.push(Directory {
                 mounted: is_bound(mounts, number, name.as_str()),
-                record: read_record(&directory).ok().flatten(),
+                record,
                 usage,
                 path: below,
                 name: name.to_string(),

@@ -52,10 +52,14 @@ impl Lvm {
     /// What one has room for, and its directories. `mounts`: all there are.
     ///
     /// # Errors
-    /// When the file system does not answer, as one that the kernel has shut down.
+    /// When the file system does not answer, as one that the kernel has shut
+    /// down, or its disk does not.
     pub fn look_into_log(&self, log: &MountedLog, mounts: &[Mount]) -> Result<(Space, Vec<Directory>), LogError> {
+        // What is in memory would still be told; what is not would be waited for.
+        let node = device(&log.vg, &log.lv);
+        crate::device::answers(&node).map_err(io("read", &node))?;
         let space = space(&log.path).map_err(io("look at", &log.path))?;
-        Ok((space, self.directories(&log.path, &device(&log.vg, &log.lv), mounts)?))
+        Ok((space, self.directories(&log.path, &node, mounts)?))
     }
 }
 

@@ -166,7 +166,7 @@ fn write_logs(text: &mut Exposition, seen: &[Seen]) {
     text.metric(
         "lvprov_log_volumes_unreadable",
         Type::Gauge,
-        "Mounted log volumes that could not be looked at, and are left out; their file system may have been shut down.",
+        "Mounted log volumes that could not be looked at, and are left out: their disk hangs, or the kernel has shut their file system down.",
     )
     .sample(&[], u64::try_from(unreadable).unwrap_or(u64::MAX));
 }
