@@ -161,10 +161,19 @@ fn exists(node: &Node, uid: &str) -> Result<bool> {
 fn one_creation(node: &Node) -> Result<()> {
     let service = Service::start(node)?;
     let free = service.free()?;
-    let ran = kinds(node, || {
-        service.create(&uid(0x200))?;
-        service.until_free(free - 320 * MIB)
-    })?;
+    let create = || {
+        kinds(node, || {
+            service.create(&uid(0x200))?;
+            service.until_free(free - 320 * MIB)
+        })
+    };
+    let mut ran = create()?;
+    // On a busy machine the look at log volumes that belongs to the start may come late: once.
+    if ran.first().is_some_and(|first| first == "report: lvm lvs") {
+        service.delete(&uid(0x200))?;
+        service.until_free(free)?;
+        ran = create()?;
+    }
     ensure!(ran == ["mutate: lvm lvcreate", "report: lvm vgs"], "{ran:?}");
     let tags = node.sh(&format!("lvs --noheadings -o lv_tags vg0/pvc-{}", uid(0x200)))?;
     let wanted = format!(

@@ -145,7 +145,9 @@ fn rsyslog(node: &Node) -> Result<()> {
     // Each pod is made again, with another UID, and goes on in its files.
     life(node, 1, || Ok(()))?;
     let expected = 2 * LINES * pods().count();
-    let count = || -> Result<usize> { Ok(node.sh(&format!("cat {SHIPPED} | wc -l"))?.trim().parse()?) };
+    let count = || -> Result<usize> {
+        Ok(node.sh(&format!("grep -c '\"namespace\":\"ship\"' {SHIPPED} || true"))?.trim().parse().unwrap_or(0))
+    };
     let _ = until("every line is shipped", || Ok(count()? >= expected));
     // What came twice comes within the next looks.
     sleep(Duration::from_secs(3));
@@ -161,7 +163,10 @@ fn check(shipped: &str) -> Result<()> {
         let text = |key: &str| entry[key].as_str().unwrap_or("").to_owned();
         let message = text("message");
         let key = message.split(':').next().unwrap_or("").to_owned();
-        ensure!(text("namespace") == "ship", "{line}");
+        // The example ships what other tests have left behind as well.
+        if text("namespace") != "ship" {
+            continue;
+        }
         ensure!(key.starts_with(&format!("{}/{} ", text("volume"), text("directory"))), "{line}");
         *seen.entry(key).or_default() += 1;
     }
