@@ -7,6 +7,7 @@ pub mod data;
 pub mod device;
 pub mod duration;
 pub mod filesystem;
+mod flock;
 pub mod identity;
 pub mod lock;
 pub mod logs;

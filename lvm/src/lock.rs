@@ -1,4 +1,4 @@
-//! One writer at a time: file locks that wait, up to a deadline.
+//! One writer at a time: file locks that wait in order of arrival, up to a deadline.
 //!
 //! Locks are flock(2) on files below [`DIRECTORY`], so the kernel frees them
 //! when their holder dies. A mutating lvm command is given its group's lock, as
@@ -9,6 +9,7 @@
 //! watches these files (inotify) and so learns of every change, also of those
 //! that the driver makes.
 
+use crate::flock;
 use crate::names::{LvName, Namespace, VgName};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::Write;
@@ -86,25 +87,10 @@ impl Lock {
             other => other.map_err(io)?,
         };
         let start = Instant::now();
-        let mut pause = Duration::from_millis(1);
-        loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(Self { file }),
-                Err(std::fs::TryLockError::WouldBlock) if start.elapsed() < patience => {
-                    // flock(2) has no time limit of its own, and a signal handler would not suit a library.
-                    std::thread::sleep(pause);
-                    pause = (pause * 2).min(Duration::from_millis(50));
-                }
-                Err(std::fs::TryLockError::WouldBlock) => {
-                    return Err(LockError::Busy {
-                        what: what.to_owned(),
-                        path: path.display().to_string(),
-                        waited: start.elapsed(),
-                    });
-                }
-                Err(std::fs::TryLockError::Error(source)) => return Err(io(source)),
-            }
+        if flock::lock(&file, patience).map_err(io)? {
+            return Ok(Self { file });
         }
+        Err(LockError::Busy { what: what.to_owned(), path: path.display().to_string(), waited: start.elapsed() })
     }
 
     /// Tells watchers that what this lock guards has changed.
