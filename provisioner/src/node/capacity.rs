@@ -3,9 +3,16 @@
 //!
 //! One report at start, then one after each change or burst of changes. Where
 //! nothing changes, no lvm process runs.
+//!
+//! Beside the report stands a ledger of what has been promised: volumes that are
+//! being made, from the moment they are asked for until the first report that
+//! must show them. What is told outside is what is free and not promised, so a
+//! burst of claims sees its own room go. Whether a volume is made is not decided
+//! here, but by LVM under its group's lock.
 
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures::{Stream, stream};
@@ -29,40 +36,131 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 /// All volume groups served, in order of name.
 pub type Groups = Arc<[VolumeGroup]>;
 
-/// The latest report. Clones share it.
+/// What is known of the groups.
+#[derive(Debug, Default)]
+struct Known {
+    groups: Option<Groups>,
+    promises: BTreeMap<u64, Entry>,
+    /// The number of the next promise.
+    next: u64,
+}
+
+/// One volume in the ledger.
+#[derive(Debug)]
+struct Entry {
+    vg: VgName,
+    size: u64,
+    /// It is there: the next report that LVM is asked for shows it.
+    kept: bool,
+}
+
+impl Known {
+    /// The groups with what is free and not promised.
+    fn available(&self) -> Option<Groups> {
+        let groups = self.groups.as_ref()?;
+        if self.promises.is_empty() {
+            return Some(Arc::clone(groups));
+        }
+        let available = |group: &VolumeGroup| {
+            let mut group = group.clone();
+            let promised = self.promises.values().filter(|entry| entry.vg == group.name);
+            let extents = |size: u64| size.next_multiple_of(group.extent_size.max(1));
+            group.free = promised.fold(group.free, |free, entry| free.saturating_sub(extents(entry.size)));
+            group
+        };
+        Some(groups.iter().map(available).collect())
+    }
+}
+
+/// A volume that is being made. Dropped, it is one no more: it was not made, or
+/// nobody knows, and then LVM's next report tells.
+#[derive(Debug)]
+pub struct Promise {
+    ledger: Weak<watch::Sender<Known>>,
+    number: u64,
+}
+
+impl Promise {
+    /// The volume has been made: it counts until a report shows it.
+    pub fn keep(self) {
+        if let Some(known) = self.ledger.upgrade() {
+            known.send_if_modified(|known| {
+                let entry = known.promises.get_mut(&self.number);
+                entry.map(|entry| entry.kept = true).is_some()
+            });
+        }
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        if let Some(known) = self.ledger.upgrade() {
+            known.send_if_modified(|known| {
+                let broken = known.promises.get(&self.number).is_some_and(|entry| !entry.kept);
+                broken && known.promises.remove(&self.number).is_some()
+            });
+        }
+    }
+}
+
+/// The latest report and the ledger. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Capacity {
     node: Arc<str>,
-    groups: watch::Receiver<Option<Groups>>,
+    known: watch::Receiver<Known>,
+    ledger: Weak<watch::Sender<Known>>,
 }
 
 impl Capacity {
-    /// The latest report. None: LVM has not answered yet.
+    /// The latest report of LVM. None: it has not answered yet.
     pub fn latest(&self) -> Option<Groups> {
-        self.groups.borrow().clone()
+        self.known.borrow().groups.clone()
     }
 
-    /// One group of the latest report.
+    /// One group of the latest report of LVM.
     pub fn group(&self, vg: &VgName) -> Option<VolumeGroup> {
         self.latest()?.iter().find(|group| group.name == *vg).cloned()
     }
 
-    /// The latest report at once, with the unmounts that fail, then every one
-    /// that differs in either. Ends when the [`Reporter`] does.
+    /// The latest report, with what is free and not promised.
+    pub fn available(&self) -> Option<Groups> {
+        self.known.borrow().available()
+    }
+
+    /// Enters a volume of `size` bytes that is about to be made.
+    pub fn promise(&self, vg: &VgName, size: u64) -> Promise {
+        let mut number = 0;
+        if let Some(known) = self.ledger.upgrade() {
+            known.send_modify(|known| {
+                number = known.next;
+                known.next += 1;
+                known.promises.insert(number, Entry { vg: vg.clone(), size, kept: false });
+            });
+        }
+        Promise { ledger: self.ledger.clone(), number }
+    }
+
+    /// What is available at once, with the unmounts that fail, then every time
+    /// that either differs. Ends when the [`Reporter`] does.
     pub fn reports(&self, failing: Failing) -> impl Stream<Item = wire::CapacityReport> + Send + use<> {
         let mut capacity = self.clone();
-        capacity.groups.mark_changed();
-        stream::unfold((capacity, failing), async |(mut capacity, mut failing)| {
+        capacity.known.mark_changed();
+        stream::unfold((capacity, failing, None), async |(mut capacity, mut failing, last)| {
             loop {
                 tokio::select! {
-                    changed = capacity.groups.changed() => changed.ok()?,
+                    changed = capacity.known.changed() => changed.ok()?,
                     // Where they are not watched, the groups still are.
                     Ok(()) = failing.changed() => {}
                 }
-                let latest = capacity.groups.borrow_and_update().clone();
-                if let Some(groups) = latest {
-                    let report = to_wire(&capacity.node, &groups, &failing);
-                    return Some((report, (capacity, failing)));
+                // A burst of promises is one message.
+                if !capacity.known.borrow_and_update().promises.is_empty() {
+                    sleep(QUIET).await;
+                }
+                let available = capacity.known.borrow_and_update().available();
+                let Some(groups) = available else { continue };
+                let report = to_wire(&capacity.node, &groups, &failing);
+                if last.as_ref() != Some(&report) {
+                    return Some((report.clone(), (capacity, failing, Some(report))));
                 }
             }
         })
@@ -90,7 +188,7 @@ fn to_wire(node: &str, groups: &[VolumeGroup], failing: &Failing) -> wire::Capac
 pub struct Reporter<F> {
     report: F,
     operations: watch::Receiver<usize>,
-    groups: watch::Sender<Option<Groups>>,
+    known: Arc<watch::Sender<Known>>,
 }
 
 impl<F> Reporter<F>
@@ -100,9 +198,9 @@ where
     /// `report` asks LVM and may block. `operations` is how many of our own
     /// operations are under way: a burst of them is reported at its end.
     pub fn new(node: &str, operations: watch::Receiver<usize>, report: F) -> (Self, Capacity) {
-        let groups = watch::Sender::new(None);
-        let capacity = Capacity { node: node.into(), groups: groups.subscribe() };
-        (Self { report, operations, groups }, capacity)
+        let known = Arc::new(watch::Sender::new(Known::default()));
+        let capacity = Capacity { node: node.into(), known: known.subscribe(), ledger: Arc::downgrade(&known) };
+        (Self { report, operations, known }, capacity)
     }
 
     /// Reports until dropped.
@@ -112,9 +210,14 @@ where
     pub async fn run(mut self, lock_directory: &Path, backup_directory: &Path) -> Result<(), ChangesError> {
         // Before the first report, so that no change is missed.
         let mut changes = Changes::watch(lock_directory, backup_directory)?;
+        let mut known = self.known.subscribe();
         loop {
             self.report().await;
-            changes.next().await?;
+            tokio::select! {
+                change = changes.next() => change?,
+                // A volume whose change came before the last report, and its end after that.
+                Ok(_) = known.wait_for(|known| known.promises.values().any(|entry| entry.kept)) => {}
+            }
             self.settle(&mut changes).await?;
         }
     }
@@ -141,10 +244,15 @@ where
         let mut pause = Duration::from_secs(1);
         loop {
             let report = self.report.clone();
+            // Volumes that are there before LVM is asked.
+            let shown: Vec<u64> = {
+                let known = self.known.borrow();
+                known.promises.iter().filter(|(_, entry)| entry.kept).map(|(number, _)| *number).collect()
+            };
             match tokio::task::spawn_blocking(report).await {
                 Ok(Ok(mut groups)) => {
                     groups.sort_by(|a, b| a.name.cmp(&b.name));
-                    self.publish(groups.into());
+                    self.publish(groups.into(), &shown);
                     return;
                 }
                 Ok(Err(error)) => warn!(%error, "cannot report the volume groups; trying again"),
@@ -155,16 +263,18 @@ where
         }
     }
 
-    fn publish(&self, groups: Groups) {
-        self.groups.send_if_modified(|latest| {
-            let changed = latest.as_ref() != Some(&groups);
-            if changed {
+    fn publish(&self, groups: Groups, shown: &[u64]) {
+        self.known.send_if_modified(|known| {
+            let before = known.available();
+            if known.groups.as_ref() != Some(&groups) {
                 for group in groups.iter() {
                     info!(vg = %group.name, size = group.size, free = group.free, "volume group");
                 }
-                *latest = Some(groups);
+                known.groups = Some(groups);
             }
-            changed
+            // Both at once: a volume is never counted twice, nor not at all.
+            known.promises.retain(|number, _| !shown.contains(number));
+            known.available() != before
         });
     }
 }
@@ -312,6 +422,67 @@ mod tests {
         assert_eq!((report.volume_groups[0].free_bytes, report.failing_unmounts.len()), (7, 1));
         assert_eq!(report.failing_unmounts[0].message, "busy");
         assert_eq!(bench.count(), 1, "LVM was asked");
+    }
+
+    #[tokio::test]
+    async fn what_is_promised_is_not_available() {
+        // Each report shows one volume more.
+        let extent = 4 << 20;
+        let bench = Bench::start(move |count| vec![group("vg0", GIB - (count - 1) * extent), group("vg1", GIB)]);
+        let mut stream = Box::pin(bench.capacity.reports(Failing::none()));
+        assert_eq!(next(&mut stream).await, GIB);
+        let vg = VgName::parse("vg0").unwrap();
+        // A burst is one message, in whole extents.
+        let made = bench.capacity.promise(&vg, extent);
+        let failed = bench.capacity.promise(&vg, 1);
+        let huge = bench.capacity.promise(&VgName::parse("vg1").unwrap(), u64::MAX - extent);
+        let report = timeout(Duration::from_secs(10), stream.next()).await.unwrap().unwrap();
+        assert_eq!(report.volume_groups[0].free_bytes, GIB - 2 * extent);
+        assert_eq!(report.volume_groups[1].free_bytes, 0);
+        assert_eq!(bench.capacity.available().unwrap()[0].free, GIB - 2 * extent);
+        assert_eq!(bench.capacity.group(&vg).unwrap().free, GIB);
+        drop((failed, huge));
+        assert_eq!(next(&mut stream).await, GIB - extent);
+        // The report that shows a volume takes its promise's place: nothing is new.
+        made.keep();
+        bench.change("vg0");
+        while bench.count() < 2 || bench.capacity.group(&vg).unwrap().free == GIB {
+            sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(bench.capacity.available().unwrap()[0].free, GIB - extent);
+        assert!(timeout(QUIET * 4, stream.next()).await.is_err());
+    }
+
+    /// LVM was asked before the volume was there, so its answer does not show it.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_promise_kept_during_a_report_counts_until_the_next() {
+        let (asked, gate) = (Arc::new(AtomicU64::new(0)), Arc::new(std::sync::Mutex::new(())));
+        let (counted, waits) = (Arc::clone(&asked), Arc::clone(&gate));
+        let bench = Bench::start(move |count| {
+            counted.store(count, Ordering::SeqCst);
+            drop(waits.lock().unwrap());
+            vec![group("vg0", if count < 3 { GIB } else { GIB / 2 })]
+        });
+        let vg = VgName::parse("vg0").unwrap();
+        let mut stream = Box::pin(bench.capacity.reports(Failing::none()));
+        assert_eq!(next(&mut stream).await, GIB);
+        let promise = bench.capacity.promise(&vg, GIB / 2);
+        assert_eq!(next(&mut stream).await, GIB / 2);
+        let held = gate.lock().unwrap();
+        bench.change("vg0");
+        while asked.load(Ordering::SeqCst) < 2 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        promise.keep();
+        drop(held);
+        // Nothing more changes: it is asked for all the same.
+        while bench.capacity.group(&vg).unwrap().free == GIB {
+            assert_eq!(bench.capacity.available().unwrap()[0].free, GIB / 2);
+            sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(bench.capacity.available().unwrap()[0].free, GIB / 2);
+        assert!(timeout(QUIET * 4, stream.next()).await.is_err());
+        assert_eq!(bench.count(), 3);
     }
 
     #[tokio::test]

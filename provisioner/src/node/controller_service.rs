@@ -61,6 +61,7 @@ impl ControllerService {
         let id = VolumeId { vg: volume.vg.clone(), lv: volume.name.clone(), claim_uid: volume.owner.claim_uid.clone() };
         let namespace = volume.owner.namespace.clone();
         let operation = self.in_progress.begin(&id.to_string())?;
+        let promise = self.capacity.promise(&id.vg, volume.size);
         let turn = self.in_progress.turn(&id.vg).await;
         let lvm = Arc::clone(&self.lvm);
         // The call may be cancelled now; the work goes on to its end, and until
@@ -68,6 +69,10 @@ impl ControllerService {
         let created = tokio::task::spawn_blocking(move || {
             let _held = (operation, turn);
             let made = lvm.create_data(&volume);
+            match &made {
+                Ok(created) if !created.existed => promise.keep(),
+                _ => drop(promise),
+            }
             made.map_err(|error| create_volume::failure(error, || lvm.find(&volume.vg, &volume.name)))
         })
         .await
@@ -140,7 +145,7 @@ impl ControllerService {
         if !usable && capability::check(&request.volume_capabilities, fs).is_err() {
             return Ok(0);
         }
-        let groups = self.capacity.latest().ok_or_else(|| Status::unavailable("LVM has not answered yet"))?;
+        let groups = self.capacity.available().ok_or_else(|| Status::unavailable("LVM has not answered yet"))?;
         let free = match request.parameters.get(parameters::VOLUME_GROUP) {
             Some(vg) => groups.iter().filter(|group| group.name.as_str() == vg).map(|group| group.free).sum(),
             None => groups.iter().map(|group| group.free).max().unwrap_or(0),
