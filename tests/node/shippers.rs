@@ -86,20 +86,12 @@ fn pods() -> impl Iterator<Item = (&'static str, &'static str)> {
 }
 
 /// All pods come, write and go, and with each of them its process.
-fn life(
-    node: &Node,
-    number: usize,
-    mounted: impl FnOnce(&[Call]) -> Result<()>,
-    meanwhile: impl FnOnce() -> Result<()>,
-) -> Result<()> {
+fn life(node: &Node, number: usize, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
     let calls: Vec<Call> =
         pods().map(|(volume, pod)| Call::log("ship", pod, &format!("{volume}-{pod}-{number}"), volume)).collect();
     let mut pids = Vec::new();
-    for call in &calls {
-        call.mount(node)?.success()?;
-    }
-    mounted(&calls)?;
     for ((volume, pod), call) in pods().zip(&calls) {
+        call.mount(node)?.success()?;
         let (from, who) = (number * LINES, format!("{volume}/{pod}"));
         let command = Command::new(["sh", "-ec", WRITER, "sh", &call.directory(), &who, &from.to_string()]);
         pids.push(node.spawn(&command, "/run/writers.log")?);
@@ -122,13 +114,13 @@ fn life(
     Ok(())
 }
 
-/// The pods rotate by renaming. rsyslog keeps the old file for five seconds and
-/// more; whatever is written to a new one before that can be lost or come twice.
-/// So all that was written has been shipped by now, and nothing is written
-/// before rsyslog has let go.
-fn rename(node: &Node, rsyslog: &Rsyslog, calls: &[Call]) -> Result<()> {
-    for call in calls {
-        let file = format!("{}/app.log", call.directory());
+/// All files that pods go on in are rotated by renaming. rsyslog keeps the old
+/// file for five seconds and more; whatever is written to a new one before that
+/// can be lost or come twice. So all that was written has been shipped by now,
+/// and nothing is written before rsyslog has let go.
+fn rename(node: &Node, rsyslog: &Rsyslog) -> Result<()> {
+    for (volume, pod) in pods() {
+        let file = format!("/var/log/lvprov/ship/{volume}/{pod}/app.log");
         node.run(["mv", &file, &format!("{file}.1")])?;
     }
     let held = format!("ls -l /proc/{}/fd | grep -c 'app.log.1$' || true", rsyslog.pid);
@@ -153,16 +145,11 @@ fn rsyslog(node: &Node) -> Result<()> {
     let mut running = Some(Rsyslog::start(node)?);
     sleep(Duration::from_secs(1));
     // The volumes are made under its eyes, and it is restarted while all write.
-    life(
-        node,
-        0,
-        |_| Ok(()),
-        || {
-            running.take().context("it runs")?.stop()?;
-            running = Some(Rsyslog::start(node)?);
-            Ok(())
-        },
-    )?;
+    life(node, 0, || {
+        running.take().context("it runs")?.stop()?;
+        running = Some(Rsyslog::start(node)?);
+        Ok(())
+    })?;
     let running = running.context("it runs")?;
     let shipped = |expected: usize| {
         let count = format!("grep -c '\"namespace\":\"ship\"' {SHIPPED} || true");
@@ -170,8 +157,9 @@ fn rsyslog(node: &Node) -> Result<()> {
     };
     // What is missing is told by the check at the end.
     let _ = shipped(LINES * pods().count());
+    rename(node, &running)?;
     // Each pod is made again, with another UID, and goes on in its files.
-    life(node, 1, |calls| rename(node, &running, calls), || Ok(()))?;
+    life(node, 1, || Ok(()))?;
     let _ = shipped(2 * LINES * pods().count());
     // What came twice comes within the next looks.
     sleep(Duration::from_secs(3));
