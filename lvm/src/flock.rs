@@ -13,7 +13,7 @@ use nix::time::ClockId;
 use nix::unistd::gettid;
 use std::fs::{File, TryLockError};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -56,7 +56,7 @@ pub fn lock(file: &File, patience: Duration) -> io::Result<bool> {
 #[allow(unsafe_code)]
 fn wait(file: &File) -> Result<(), Errno> {
     // SAFETY: flock reads nothing but its two arguments, and the descriptor is open.
-    Errno::result(unsafe { libc::flock(file.as_fd().as_raw_fd(), libc::LOCK_EX) }).map(drop)
+    Errno::result(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) }).map(drop)
 }
 
 /// A handler that does nothing, without SA_RESTART: the call it interrupts ends.
@@ -76,41 +76,57 @@ fn handle_alarm() -> io::Result<()> {
 mod tests {
     use super::*;
     use std::os::unix::fs::MetadataExt;
-    use std::path::Path;
     use std::sync::mpsc;
 
-    fn open(path: &Path) -> File {
-        File::options().read(true).write(true).create(true).truncate(false).open(path).unwrap()
+    /// A lock that is held.
+    struct Held {
+        directory: tempfile::TempDir,
+        first: File,
     }
 
-    /// How many the kernel has waiting for a lock of this file.
-    fn waiters(file: &File) -> usize {
-        let inode = format!(":{} ", file.metadata().unwrap().ino());
-        let locks = std::fs::read_to_string("/proc/locks").unwrap();
-        locks.lines().filter(|line| line.contains("-> FLOCK") && line.contains(&inode)).count()
+    impl Held {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let first = File::create(directory.path().join("lock")).unwrap();
+            assert!(lock(&first, Duration::ZERO).unwrap());
+            Self { directory, first }
+        }
+
+        /// For one more who wants it.
+        fn open(&self) -> File {
+            File::open(self.directory.path().join("lock")).unwrap()
+        }
+
+        /// How many the kernel has waiting for it.
+        fn waiters(&self) -> usize {
+            let inode = format!(":{} ", self.first.metadata().unwrap().ino());
+            let locks = std::fs::read_to_string("/proc/locks").unwrap();
+            locks.lines().filter(|line| line.contains("-> FLOCK") && line.contains(&inode)).count()
+        }
+
+        fn until_waiters_are(&self, count: usize) {
+            while self.waiters() != count {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
     }
 
     #[test]
     fn who_came_first_goes_first() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("lock");
-        let first = open(&path);
-        assert!(lock(&first, Duration::ZERO).unwrap());
+        let held = Held::new();
         let (told, order) = mpsc::channel();
         let waiting: Vec<_> = (0..8)
             .map(|number| {
-                let (file, told) = (open(&path), told.clone());
+                let (file, told) = (held.open(), told.clone());
                 let thread = std::thread::spawn(move || {
                     assert!(lock(&file, Duration::from_secs(60)).unwrap());
                     told.send(number).unwrap();
                 });
-                while waiters(&first) <= number {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
+                held.until_waiters_are(number + 1);
                 thread
             })
             .collect();
-        drop(first);
+        drop(held.first);
         for thread in waiting {
             thread.join().unwrap();
         }
@@ -119,27 +135,21 @@ mod tests {
 
     #[test]
     fn a_wait_ends_at_its_deadline_and_leaves_no_place_in_the_queue() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("lock");
-        let first = open(&path);
-        assert!(lock(&first, Duration::ZERO).unwrap());
-        let second = open(&path);
+        let held = Held::new();
+        let second = held.open();
         let begun = Instant::now();
         assert!(!lock(&second, Duration::from_millis(30)).unwrap());
         assert!(begun.elapsed() >= Duration::from_millis(30));
-        assert_eq!(waiters(&first), 0);
-        drop(first);
+        assert_eq!(held.waiters(), 0);
+        drop(held.first);
         assert!(lock(&second, Duration::ZERO).unwrap());
     }
 
     /// A signal of somebody else is not the end of a wait.
     #[test]
     fn another_signal_only_interrupts() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("lock");
-        let first = open(&path);
-        assert!(lock(&first, Duration::ZERO).unwrap());
-        let second = open(&path);
+        let held = Held::new();
+        let second = held.open();
         let (told, thread) = mpsc::channel();
         let waiting = std::thread::spawn(move || {
             told.send(nix::sys::pthread::pthread_self()).unwrap();
@@ -147,12 +157,10 @@ mod tests {
         });
         let thread = thread.recv().unwrap();
         for _ in 0..3 {
-            while waiters(&first) == 0 {
-                std::thread::sleep(Duration::from_millis(1));
-            }
+            held.until_waiters_are(1);
             nix::sys::pthread::pthread_kill(thread, ALARM).unwrap();
         }
-        drop(first);
+        drop(held.first);
         assert!(waiting.join().unwrap());
     }
 }

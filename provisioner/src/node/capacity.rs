@@ -264,8 +264,7 @@ where
     }
 
     fn publish(&self, groups: Groups, shown: &[u64]) {
-        self.known.send_if_modified(|known| {
-            let before = known.available();
+        self.known.send_modify(|known| {
             if known.groups.as_ref() != Some(&groups) {
                 for group in groups.iter() {
                     info!(vg = %group.name, size = group.size, free = group.free, "volume group");
@@ -274,7 +273,6 @@ where
             }
             // Both at once: a volume is never counted twice, nor not at all.
             known.promises.retain(|number, _| !shown.contains(number));
-            known.available() != before
         });
     }
 }

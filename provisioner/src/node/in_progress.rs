@@ -55,8 +55,8 @@ impl InProgress {
     }
 
     /// Waits for this process's turn at a volume group, first come first
-    /// served. The lock between processes can only be tried again and again:
-    /// among ourselves there is no need for that.
+    /// served. Waiting for the lock between processes takes a thread: among
+    /// ourselves there is no need for one.
     pub async fn turn(&self, vg: &VgName) -> OwnedMutexGuard<()> {
         let queue = Arc::clone(lock(&self.queues).entry(vg.clone()).or_default());
         queue.lock_owned().await
