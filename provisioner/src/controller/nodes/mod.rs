@@ -3,51 +3,27 @@
 //! The stream brings what each volume group has free, and as long as it is
 //! open the node is known to live. So nobody ever has to ask.
 
+mod connection;
+mod follow;
+
 use std::collections::BTreeMap;
-use std::convert::Infallible;
-use std::hash::{BuildHasher, RandomState};
-use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use http::Uri;
-use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
-use lvprov_proto::lvprov::node_admin_client::NodeAdminClient;
-use lvprov_proto::lvprov::{CapacityReport, FailingUnmount, WatchCapacityRequest};
-use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
+use lvprov_proto::lvprov::{CapacityReport, FailingUnmount};
 use tokio::sync::broadcast;
 use tokio::task::AbortHandle;
-use tokio::time::{sleep, timeout};
-use tokio_rustls::TlsConnector;
-use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status, Streaming};
-use tower::service_fn;
+use tonic::transport::Channel;
 use tracing::{info, warn};
 
-use crate::names::{MEANT_NODE, NODE_SERVER_NAME, TOPOLOGY_NODE};
+use crate::names::TOPOLOGY_NODE;
 use crate::tls::TlsDirectory;
 use crate::with_causes;
-
-/// For a connection, and for the first report on it.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const FIRST_REPORT_TIMEOUT: Duration = Duration::from_secs(15);
-/// A node that answers no ping for so long is cut off.
-const PING_INTERVAL: Duration = Duration::from_secs(10);
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
-/// Between attempts to open a stream: the first wait, doubled up to the last.
-const FIRST_RETRY: Duration = Duration::from_millis(250);
-const LAST_RETRY: Duration = Duration::from_secs(10);
-/// A connection is replaced after this time, while it is in use, by one with
-/// the certificates that both sides have by then; well before the node cuts it.
-const LONGEST_CONNECTION: Duration = Duration::from_secs(1800);
-/// Until the next attempt, where that did not succeed.
-const REPLACE_RETRY: Duration = Duration::from_secs(60);
+pub use connection::{call_to, connect, connect_with, explain, sent_by_node};
+use follow::{LONGEST_CONNECTION, follow};
 
 /// A volume group of a node. Sizes in bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -395,215 +371,6 @@ impl Nodes {
     }
 }
 
-/// An open stream, and its first report.
-type Stream = (Streaming<CapacityReport>, CapacityReport);
-
-/// Keeps the stream of one node open, until the task is aborted.
-async fn follow(nodes: Arc<Nodes>, name: String, address: IpAddr, mut channel: Channel) {
-    let mut retry = FIRST_RETRY;
-    loop {
-        let started = Instant::now();
-        let why = match open(&name, channel.clone()).await {
-            Ok(stream) => {
-                retry = FIRST_RETRY;
-                let Err(why) = listen(&nodes, &name, address, &mut channel, stream).await;
-                why
-            }
-            Err(status) => explain(&status),
-        };
-        nodes.down(&name, why, started);
-        sleep(retry).await;
-        retry = (retry * 2).min(LAST_RETRY);
-    }
-}
-
-async fn open(name: &str, channel: Channel) -> Result<Stream, Status> {
-    let mut client = NodeAdminClient::new(channel);
-    let opening = async {
-        let mut reports = client.watch_capacity(WatchCapacityRequest {}).await?.into_inner();
-        let first = reports.message().await?;
-        Ok::<_, Status>((reports, first))
-    };
-    let (reports, first) = timeout(FIRST_REPORT_TIMEOUT, opening)
-        .await
-        .map_err(|_| Status::deadline_exceeded("it has sent no report of its capacity"))??;
-    let first = first.ok_or_else(|| Status::unavailable(ENDED))?;
-    by(name, &first)?;
-    Ok((reports, first))
-}
-
-const ENDED: &str = "it has ended the stream of its capacity";
-
-/// Reads the stream until it breaks; says why. Meanwhile the connection is
-/// replaced when it is old, without a moment in which there is none.
-async fn listen(
-    nodes: &Nodes,
-    name: &str,
-    address: IpAddr,
-    channel: &mut Channel,
-    (mut reports, first): Stream,
-) -> Result<Infallible, String> {
-    nodes.report(name, first);
-    let old = sleep(spread(nodes.longest_connection));
-    tokio::pin!(old);
-    loop {
-        tokio::select! {
-            report = reports.message() => {
-                let report = report.map_err(|status| explain(&status))?.ok_or(ENDED)?;
-                by(name, &report).map_err(|status| explain(&status))?;
-                nodes.report(name, report);
-            }
-            () = &mut old => match anew(nodes, name, address).await {
-                Ok((connection, (stream, first))) => {
-                    // What is under way on the old one keeps it until it is done.
-                    nodes.replace(name, connection.clone());
-                    *channel = connection;
-                    reports = stream;
-                    nodes.report(name, first);
-                    old.set(sleep(spread(nodes.longest_connection)));
-                }
-                Err(why) => {
-                    warn!(node = name, why, "the node takes no new connection; the old one is used on");
-                    old.set(sleep(REPLACE_RETRY.min(nodes.longest_connection)));
-                }
-            },
-        }
-    }
-}
-
-async fn anew(nodes: &Nodes, name: &str, address: IpAddr) -> Result<(Channel, Stream), String> {
-    let channel = connect(address, nodes.port, nodes.tls.clone()).map_err(|error| with_causes(&error))?;
-    let stream = open(name, channel.clone()).await.map_err(|status| explain(&status))?;
-    Ok((channel, stream))
-}
-
-/// The report must be this node's: the address may be another's by now.
-fn by(name: &str, report: &CapacityReport) -> Result<(), Status> {
-    if report.node == name {
-        return Ok(());
-    }
-    Err(Status::unavailable(format!("at its address answers node {}", report.node)))
-}
-
-/// Between three quarters of the time and all of it: what began together is
-/// not to be done again together.
-fn spread(time: Duration) -> Duration {
-    let quarter = time / 4;
-    let random = RandomState::new().hash_one(()) % 1024;
-    time - quarter.mul_f64(random as f64 / 1024.0)
-}
-
-/// A status in words. What tonic says of a broken connection is in its causes.
-pub fn explain(status: &Status) -> String {
-    match std::error::Error::source(status) {
-        Some(cause) => {
-            let text = with_causes(cause);
-            match about_certificates(&text) {
-                Some(what) => what.to_owned(),
-                None => text,
-            }
-        }
-        None => status.message().to_owned(),
-    }
-}
-
-/// What can be said better of a refused certificate. By its text: between
-/// rustls and here are layers that keep nothing else.
-fn about_certificates(text: &str) -> Option<&'static str> {
-    let says = |what: &[&str]| what.iter().any(|what| text.contains(what));
-    if says(&["invalid peer certificate: certificate expired", "invalid peer certificate: certificate not valid yet"]) {
-        return Some(
-            "the node's certificate has expired (or its clock or ours is wrong); the node is called again until it has \
-             read the renewed one from its Secret lvprov-node-tls",
-        );
-    }
-    if says(&["invalid peer certificate: UnknownIssuer", "invalid peer certificate: BadSignature"]) {
-        return Some(
-            "the node's certificate is of no authority in the controller's Secret lvprov-controller-tls; the node is \
-             called again until both have read Secrets that belong together",
-        );
-    }
-    if says(&["received fatal alert: CertificateExpired"]) {
-        return Some(
-            "the node says that the controller's certificate has expired (or its clock or ours is wrong); the node is \
-             called again until the controller has read the renewed one from its Secret lvprov-controller-tls",
-        );
-    }
-    says(&["received fatal alert: UnknownCA", "received fatal alert: DecryptError"]).then_some(
-        "the controller's certificate is of no authority in the node's Secret lvprov-node-tls; the node is called again \
-         until both have read Secrets that belong together",
-    )
-}
-
-/// Whether the node has said it. A status with a cause is one that was made of
-/// what happened to the connection.
-pub fn sent_by_node(status: &Status) -> bool {
-    std::error::Error::source(status).is_none()
-}
-
-/// A connection to a node service; made when first used, and again whenever
-/// it has broken, each time with what the files of `tls` hold by then. Without
-/// `tls` it is in the clear: for tests.
-///
-/// # Errors
-/// When `address` and `port` make no address.
-pub fn connect(address: IpAddr, port: u16, tls: Option<Arc<TlsDirectory>>) -> Result<Channel, tonic::transport::Error> {
-    match tls {
-        Some(tls) => connect_with(address, port, move || tls.now().client_config()),
-        None => Ok(endpoint(address, port, "http")?.connect_lazy()),
-    }
-}
-
-/// As [`connect`], with what `config` gives when the connection is made.
-///
-/// # Errors
-/// When `address` and `port` make no address.
-pub fn connect_with(
-    address: IpAddr,
-    port: u16,
-    config: impl Fn() -> Arc<ClientConfig> + Send + 'static,
-) -> Result<Channel, tonic::transport::Error> {
-    let connector = service_fn(move |_: Uri| {
-        let config = config();
-        async move {
-            let stream = TcpStream::connect((address, port)).await?;
-            stream.set_nodelay(true)?;
-            let name = ServerName::try_from(NODE_SERVER_NAME).map_err(io::Error::other)?;
-            Ok::<_, io::Error>(TokioIo::new(TlsConnector::from(config).connect(name, stream).await?))
-        }
-    });
-    // The scheme makes tonic add no TLS of its own.
-    let origin = endpoint(address, port, "https")?.uri().clone();
-    Ok(endpoint(address, port, "http")?.origin(origin).connect_with_connector_lazy(connector))
-}
-
-fn endpoint(address: IpAddr, port: u16, scheme: &str) -> Result<Endpoint, tonic::transport::Error> {
-    let host = match address {
-        IpAddr::V4(address) => address.to_string(),
-        IpAddr::V6(address) => format!("[{address}]"),
-    };
-    Ok(Endpoint::from_shared(format!("{scheme}://{host}:{port}"))?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .http2_keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .keep_alive_while_idle(true))
-}
-
-/// A call to one node, which says so: whoever else answers at the node's
-/// address refuses it.
-///
-/// # Errors
-/// When `node` is no name of a node.
-pub fn call_to<T>(node: &str, message: T, timeout: Duration) -> Result<Request<T>, Status> {
-    let name = node
-        .parse::<MetadataValue<Ascii>>()
-        .map_err(|_| Status::invalid_argument(format!("{node:?} is no name of a node")))?;
-    let mut call = Request::new(message);
-    call.metadata_mut().insert(MEANT_NODE, name);
-    call.set_timeout(timeout);
-    Ok(call)
-}
-
 /// The value of the label that kubelet sets when a node service registers: the
 /// node's name. A Node with another value is not ours to use: PVs, capacities
 /// and calls of two nodes would be taken for each other's.
@@ -626,6 +393,7 @@ pub fn address_of(node: &Node) -> Option<IpAddr> {
 mod tests {
     use super::*;
     use serde_json::{Value, json};
+    use tonic::transport::Endpoint;
 
     fn node(label: Value) -> Node {
         serde_json::from_value(json!({
@@ -662,20 +430,5 @@ mod tests {
         assert!(nodes.reach_up("n1").is_ok());
         place(State::Down { since: Instant::now(), why: "refused".into() });
         assert!(nodes.reach_up("n1").is_err() && nodes.reach_up("n9").is_err());
-    }
-
-    #[test]
-    fn connections_are_replaced_before_their_time_and_not_all_at_once() {
-        let times: Vec<_> = (0..16).map(|_| spread(LONGEST_CONNECTION)).collect();
-        assert!(times.iter().all(|time| (LONGEST_CONNECTION * 3 / 4..=LONGEST_CONNECTION).contains(time)), "{times:?}");
-        assert!(times.iter().any(|time| *time != times[0]), "{times:?}");
-        assert!(LONGEST_CONNECTION < crate::node::server::LONGEST_CONNECTION);
-    }
-
-    #[test]
-    fn a_call_names_its_node() {
-        let call = call_to("n1", (), Duration::from_secs(1)).unwrap();
-        assert_eq!(call.metadata().get("x-lvprov-node").unwrap(), "n1");
-        assert!(call_to("n\n1", (), Duration::from_secs(1)).is_err());
     }
 }

@@ -1,0 +1,104 @@
+//! What a node is asked for, and what it must have answered.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use kube::ResourceExt;
+use lvprov_proto::csi::controller_client::ControllerClient;
+use lvprov_proto::csi::volume_capability::access_mode::Mode;
+use lvprov_proto::csi::volume_capability::{AccessMode, AccessType, MountVolume};
+use lvprov_proto::csi::{CapacityRange, CreateVolumeRequest, Topology, TopologyRequirement, VolumeCapability};
+use tonic::Status;
+
+use crate::controller::context::Context;
+use crate::controller::error::Error;
+use crate::controller::names::volume_of;
+use crate::controller::nodes::{Reached, call_to};
+use crate::controller::validate::{Request, Source};
+use crate::controller::volume::Made;
+use crate::names::{TOPOLOGY_NODE, context, parameters};
+
+/// For one call that makes a logical volume.
+const CREATE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The inner result is the node's answer.
+pub(super) async fn create(
+    claim: &PersistentVolumeClaim,
+    request: &Request,
+    node: &str,
+    reached: &Reached,
+    ctx: &Context,
+) -> Result<Result<Made, Status>, Error> {
+    let message = create_request(claim, request, &reached.topology, &ctx.cluster);
+    let answer = async {
+        let call = call_to(node, message, CREATE_TIMEOUT)?;
+        ControllerClient::new(reached.channel.clone()).create_volume(call).await
+    };
+    let volume = match answer.await {
+        Ok(answer) => answer.into_inner().volume.unwrap_or_default(),
+        Err(status) => return Ok(Err(status)),
+    };
+    let wrong = |what: String| Error::Answer { node: node.to_owned(), what };
+    let (volume_group, logical_volume) =
+        volume.volume_id.split_once('/').filter(|(group, _)| *group == request.volume_group.as_str()).ok_or_else(
+            || wrong(format!("was asked for a volume in {} and made {:?}", request.volume_group, volume.volume_id)),
+        )?;
+    let bytes = u64::try_from(volume.capacity_bytes)
+        .ok()
+        .filter(|bytes| *bytes >= request.bytes)
+        .ok_or_else(|| wrong(format!("was asked for {} bytes and made {}", request.bytes, volume.capacity_bytes)))?;
+    // A csi PV keeps this for ever, and without it no pod could mount the volume.
+    let owner = [
+        (context::CLAIM_NAMESPACE, claim.namespace().unwrap_or_default()),
+        (context::CLAIM_UID, claim.uid().unwrap_or_default()),
+    ];
+    if request.source == Source::Csi && !owner.iter().all(|(key, is)| volume.volume_context.get(*key) == Some(is)) {
+        return Err(wrong(format!("made {} and does not say whose it is", volume.volume_id)));
+    }
+    Ok(Ok(Made {
+        topology: reached.topology.clone(),
+        volume_group: volume_group.to_owned(),
+        logical_volume: logical_volume.to_owned(),
+        bytes,
+        context: volume.volume_context.into_iter().collect(),
+    }))
+}
+
+fn create_request(
+    claim: &PersistentVolumeClaim,
+    request: &Request,
+    topology: &str,
+    cluster: &str,
+) -> CreateVolumeRequest {
+    let uid = claim.uid().unwrap_or_default();
+    let name = volume_of(&uid);
+    let here = Topology { segments: HashMap::from([(TOPOLOGY_NODE.to_owned(), topology.to_owned())]) };
+    let parameters = [
+        (parameters::VOLUME_GROUP, request.volume_group.to_string()),
+        (parameters::FS_TYPE, request.fs_type.to_string()),
+        (parameters::PVC_NAME, claim.name_any()),
+        (parameters::PVC_NAMESPACE, claim.namespace().unwrap_or_default()),
+        (parameters::PV_NAME, name.clone()),
+        (parameters::CLAIM_UID, uid),
+        (parameters::CLUSTER, cluster.to_owned()),
+    ];
+    CreateVolumeRequest {
+        name,
+        capacity_range: Some(CapacityRange {
+            required_bytes: i64::try_from(request.bytes).unwrap_or(i64::MAX),
+            limit_bytes: 0,
+        }),
+        volume_capabilities: vec![VolumeCapability {
+            access_mode: Some(AccessMode { mode: Mode::SingleNodeWriter.into() }),
+            access_type: Some(AccessType::Mount(MountVolume {
+                fs_type: request.fs_type.to_string(),
+                mount_flags: request.mount_flags(),
+                ..MountVolume::default()
+            })),
+        }],
+        parameters: parameters.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+        accessibility_requirements: Some(TopologyRequirement { requisite: vec![here.clone()], preferred: vec![here] }),
+        ..CreateVolumeRequest::default()
+    }
+}

@@ -1,0 +1,238 @@
+//! Claims: from the node that the scheduler chose to a PersistentVolume, or
+//! back to the scheduler.
+
+mod concerned;
+mod create;
+mod refused;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::storage::v1::StorageClass;
+use kube::api::PostParams;
+use kube::runtime::controller::Action;
+use kube::runtime::reflector::ObjectRef;
+use kube::{Api, ResourceExt};
+use lvm::size::human;
+use tracing::info;
+
+use super::calls::{Call, wanted};
+use super::context::Context;
+use super::error::{Doing, Error, Row, already_exists, is_not_found};
+use super::events::Reason;
+use super::growth;
+use super::names::{SELECTED_NODE, STORAGE_PROVISIONER, volume_of};
+use super::placement::{self, Fit};
+use super::validate::{Request, class_name, validate};
+use super::volume::{Made, Place, build, place_of};
+use crate::names::DRIVER;
+pub use concerned::{ClassChanged, concerned_by_class, concerned_by_node};
+use create::create;
+use refused::{failed, hand_back, next, unreachable};
+
+/// Between attempts, where somebody has to do something first.
+const PARKED: Duration = Duration::from_secs(5 * 60);
+
+/// The node that the scheduler chose for the claim's pod.
+pub fn selected_node(claim: &PersistentVolumeClaim) -> Option<&str> {
+    claim.annotations().get(SELECTED_NODE).map(String::as_str)
+}
+
+/// Whether the claim still waits for a volume.
+fn waits(claim: &PersistentVolumeClaim) -> bool {
+    let spec = claim.spec.as_ref();
+    let named = spec.and_then(|spec| spec.volume_name.as_deref());
+    claim.metadata.deletion_timestamp.is_none() && named.unwrap_or_default().is_empty()
+}
+
+/// Brings a claim of ours to where it should be.
+///
+/// # Errors
+/// When the API server cannot be asked or refuses; it is tried again.
+pub async fn reconcile(claim: Arc<PersistentVolumeClaim>, ctx: Arc<Context>) -> Result<Action, Error> {
+    if claim.metadata.deletion_timestamp.is_some() {
+        // What a node may have made for it is not needed now.
+        ctx.calls.look();
+        return Ok(Action::await_change());
+    }
+    if !waits(&claim) {
+        let name = claim.spec.as_ref().and_then(|spec| spec.volume_name.as_deref()).unwrap_or_default();
+        let place = ctx.volumes.get(&ObjectRef::new(name)).and_then(|volume| place_of(&volume));
+        ctx.calls.bound(&claim.uid().unwrap_or_default(), place.as_ref());
+        return growth::reconcile(&claim, &ctx).await;
+    }
+    let Some(class_name) = class_name(&claim) else {
+        return Ok(Action::await_change());
+    };
+    let Some(class) = ctx.classes.get(&ObjectRef::new(class_name)) else {
+        if claim.annotations().get(STORAGE_PROVISIONER).map(String::as_str) == Some(DRIVER) {
+            let note = format!("StorageClass {class_name} has gone. Make it again, or delete the claim");
+            ctx.events.tell(&*claim, Reason::ClaimRefused, note).await;
+        }
+        return Ok(Action::await_change());
+    };
+    if class.provisioner != DRIVER {
+        return Ok(Action::await_change());
+    }
+    let request = match validate(&claim, &class) {
+        Ok(request) => request,
+        Err(refusal) => {
+            ctx.events.tell(&*claim, Reason::ClaimRefused, refusal.to_string()).await;
+            return Ok(Action::await_change());
+        }
+    };
+    match selected_node(&claim) {
+        Some(node) => provision(&claim, &class, &request, node, &ctx).await,
+        None => Ok(unplaced(&claim, &request, &ctx).await),
+    }
+}
+
+/// The scheduler has chosen no node yet: says so where it cannot.
+async fn unplaced(claim: &PersistentVolumeClaim, request: &Request, ctx: &Context) -> Action {
+    match placement::fit(request, &ctx.nodes.views(), ctx.patience) {
+        Fit::Somewhere | Fit::Unknown(None) => Action::await_change(),
+        Fit::Unknown(Some(again)) => Action::requeue(again),
+        // What is free changes often, and so does the text.
+        Fit::Nowhere(note) => match ctx.events.tell_seldom(claim, Reason::NoNodeHasRoom, note).await {
+            None => Action::await_change(),
+            Some(again) => Action::requeue(again),
+        },
+    }
+}
+
+async fn provision(
+    claim: &PersistentVolumeClaim,
+    class: &StorageClass,
+    request: &Request,
+    node: &str,
+    ctx: &Context,
+) -> Result<Action, Error> {
+    let uid = claim.uid().unwrap_or_default();
+    if let Some(volume) = ctx.volumes.get(&ObjectRef::new(&volume_of(&uid))) {
+        return known(claim, &volume, ctx).await;
+    }
+    // The watch may bring our own PV later than the claim's next change.
+    if let Some(left) = ctx.published.left(&uid) {
+        return Ok(Action::requeue(left));
+    }
+    if !node_exists(node, ctx).await? {
+        let note =
+            format!("node {node}, chosen for the pod of this claim, has gone; the scheduler chooses another one");
+        return hand_back(claim, node, Reason::NodeGone, note, ctx).await;
+    }
+    let reached = match ctx.nodes.reach(node) {
+        Ok(reached) => reached,
+        Err(unreached) => {
+            let since = unreached.since;
+            return unreachable(claim, node, since, &unreached.why, ctx).await;
+        }
+    };
+    let place = Place {
+        topology: reached.topology.clone(),
+        volume_group: request.volume_group.to_string(),
+        logical_volume: volume_of(&uid),
+    };
+    let Some(call) = ctx.calls.begin(wanted(claim, place)) else {
+        // What an earlier call may have left is just being removed.
+        return Ok(Action::requeue(Duration::from_secs(1)));
+    };
+    let made = match create(claim, request, node, &reached, ctx).await? {
+        Ok(made) => made,
+        Err(status) => {
+            let next = next(&status);
+            if next.is_definite() {
+                call.settled();
+            }
+            return failed(claim, node, &status, next, ctx).await;
+        }
+    };
+    ctx.failures.end(&uid, Row::Silence);
+    info!(
+        claim = claim.name_any(),
+        namespace = claim.namespace(),
+        node,
+        volume = made.logical_volume,
+        "made the volume"
+    );
+    publish(claim, &build(claim, class, request, &made), &made, call, ctx).await
+}
+
+/// There is a PV of the claim's name already.
+async fn known(claim: &PersistentVolumeClaim, volume: &PersistentVolume, ctx: &Context) -> Result<Action, Error> {
+    let reference = volume.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref());
+    if reference.is_some_and(|reference| reference.uid == claim.uid()) {
+        ctx.calls.bound(&claim.uid().unwrap_or_default(), place_of(volume).as_ref());
+        // The controller manager binds the two. Should the PV be deleted
+        // before, no change of the claim tells of it.
+        return Ok(Action::requeue(PARKED));
+    }
+    let note = format!(
+        "PersistentVolume {} exists and belongs to another claim. Delete it, or delete this claim and make \
+         it again",
+        volume.name_any()
+    );
+    ctx.events.tell(claim, Reason::ProvisioningFailed, note).await;
+    Ok(Action::requeue(PARKED))
+}
+
+/// Whether the Node object exists. Only the API server itself is believed when
+/// it says no.
+async fn node_exists(node: &str, ctx: &Context) -> Result<bool, Error> {
+    if ctx.node_objects.get(&ObjectRef::new(node)).is_some() {
+        return Ok(true);
+    }
+    let api: Api<Node> = Api::all(ctx.client.clone());
+    match api.get_metadata(node).await {
+        Ok(_) => Ok(true),
+        Err(error) if is_not_found(&error) => Ok(false),
+        Err(error) => Err(error).doing(|| format!("read node {node}")),
+    }
+}
+
+/// Makes the PV of a volume that has been made.
+async fn publish(
+    claim: &PersistentVolumeClaim,
+    volume: &PersistentVolume,
+    made: &Made,
+    call: Call<'_>,
+    ctx: &Context,
+) -> Result<Action, Error> {
+    let (name, node) = (volume.name_any(), &made.topology);
+    let api: Api<PersistentVolume> = Api::all(ctx.client.clone());
+    match api.create(&PostParams::default(), volume).await {
+        Ok(_) => {}
+        Err(error) if already_exists(&error) => {
+            let there = api.get(&name).await.doing(|| format!("read PersistentVolume {name}"))?;
+            match place_of(&there) {
+                // A PV for the volume somewhere else: this one is not needed.
+                Some(place) if Some(&place) != place_of(volume).as_ref() => {
+                    let note = format!(
+                        "PersistentVolume {name} names a volume on node {}; the one just made on node {node} is \
+                         removed again",
+                        place.topology
+                    );
+                    ctx.events.tell(claim, Reason::ProvisioningFailed, note).await;
+                    drop(call);
+                }
+                _ => call.settled(),
+            }
+            return known(claim, &there, ctx).await;
+        }
+        Err(error) => {
+            let note = format!(
+                "the volume is there on node {node}, but its PersistentVolume cannot be made, which is \
+                 tried again: {error}"
+            );
+            ctx.events.tell(claim, Reason::ProvisioningFailed, note).await;
+            return Err(error).doing(|| format!("create PersistentVolume {name}"));
+        }
+    }
+    call.settled();
+    ctx.published.note(claim.uid().unwrap_or_default());
+    ctx.failures.clear(&claim.uid().unwrap_or_default());
+    let note = format!("made {}/{} with {} on node {node}", made.volume_group, made.logical_volume, human(made.bytes));
+    ctx.events.tell(claim, Reason::ProvisioningSucceeded, note).await;
+    // As in `known`.
+    Ok(Action::requeue(PARKED))
+}

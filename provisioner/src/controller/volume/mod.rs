@@ -1,0 +1,8 @@
+//! PersistentVolumes: what one of ours looks like, and what becomes of it
+//! once its claim has gone.
+
+mod lifecycle;
+mod object;
+
+pub use lifecycle::{Need, delete_volume, need, reconcile};
+pub use object::{Made, Place, build, logical_volume_of, place_of, source_of};
