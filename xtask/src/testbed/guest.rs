@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::init;
 use super::machine::Machine;
+use super::registers;
 use crate::agent::Command;
 use crate::agent::client::Agent;
 use crate::sandbox::{Sandbox, xtask_binary};
@@ -144,6 +145,11 @@ impl Guest {
             "--pid".into(),
             "--fork".into(),
             "--mount-proc".into(),
+        ];
+        if let Some(library) = registers::preload()? {
+            argv.extend(["env".into(), format!("LD_PRELOAD={}", library.display())]);
+        }
+        argv.extend([
             "linux.uml".into(),
             format!("mem={}M", self.options.memory_mib),
             "root=/dev/root".into(),
@@ -160,7 +166,7 @@ impl Guest {
             "ssl=null".into(),
             format!("ubd0={}", self.directory.join("own.img").display()),
             format!("init={}", self.init().display()),
-        ];
+        ]);
         for index in 0..self.options.disks_gib.len() {
             argv.push(format!("ubd{}={}", index + 1, self.disk(index).display()));
         }

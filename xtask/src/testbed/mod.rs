@@ -18,6 +18,7 @@ mod install;
 mod machine;
 pub mod node;
 mod output;
+mod registers;
 mod shared;
 mod timeline;
 
