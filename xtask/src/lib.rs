@@ -11,6 +11,7 @@
 //! cannot reach the machine's own volume groups. There are none on loop devices.
 
 pub mod agent;
+mod cargo;
 pub mod commands;
 pub mod paths;
 pub mod progress;

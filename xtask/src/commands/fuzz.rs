@@ -1,12 +1,9 @@
 //! `cargo xtask fuzz`.
 
-use std::env;
-use std::process::Command;
-
 use anyhow::{Context, Result};
 use clap::Args;
 
-use crate::paths;
+use crate::cargo::cargo;
 
 /// Gives random input to whatever reads input from outside, and to the driver
 /// as a whole.
@@ -31,8 +28,7 @@ pub struct FuzzCommand {
 /// # Errors
 /// When cargo cannot be run.
 pub fn run(command: &FuzzCommand) -> Result<u8> {
-    let status = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .current_dir(paths::repository())
+    let status = cargo()
         .args([
             "test",
             "--quiet",

@@ -1,15 +1,15 @@
 //! `cargo xtask test`.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
+use std::thread;
 use std::time::Instant;
-use std::{env, thread};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::Value;
 
-use crate::paths;
+use crate::cargo::cargo;
 use crate::progress::{say, step};
 use crate::sandbox::xtask_binary;
 use crate::setup::{self, binaries};
@@ -171,8 +171,7 @@ fn prepare() -> Result<()> {
 /// Test targets that need nodes: those of the test bed itself and those in
 /// `tests/`, the latter first.
 fn targets() -> Result<Vec<String>> {
-    let output = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .current_dir(paths::repository())
+    let output = cargo()
         .args(["metadata", "--no-deps", "--format-version=1", "--offline"])
         .output()
         .context("cannot run cargo metadata")?;
@@ -189,7 +188,7 @@ fn targets() -> Result<Vec<String>> {
 }
 
 fn cargo_test(mark: &str, arguments: &[&str], suite: Suite<'_>) -> Result<Count> {
-    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut cargo = cargo();
     if suite.nodes {
         cargo.env("LVPROV_TESTBED", "1").env("LVPROV_XTASK", xtask_binary()?);
     } else {
@@ -199,7 +198,6 @@ fn cargo_test(mark: &str, arguments: &[&str], suite: Suite<'_>) -> Result<Count>
         cargo.env(ROUNDS, FULL_ROUNDS);
     }
     let mut child = cargo
-        .current_dir(paths::repository())
         .args(["test", "--no-fail-fast"])
         .args(arguments)
         .args(suite.filter)

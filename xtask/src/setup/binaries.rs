@@ -1,13 +1,13 @@
 //! Building what is shipped to nodes.
 
+use std::io;
 use std::path::PathBuf;
-use std::process::Command;
-use std::{env, io};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use crate::cargo::cargo;
 use crate::paths;
 
 /// Cargo profile of the shipped binaries.
@@ -62,9 +62,12 @@ pub fn build_driver(profile: Profile) -> Result<PathBuf> {
 }
 
 fn run(what: &[&str]) -> Result<()> {
-    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(paths::repository()).args(["build", "--quiet", "--bins"]).args(what).stdout(io::stderr());
-    let status = cargo.status().context("cannot run cargo")?;
+    let status = cargo()
+        .args(["build", "--quiet", "--bins"])
+        .args(what)
+        .stdout(io::stderr())
+        .status()
+        .context("cannot run cargo")?;
     if !status.success() {
         bail!("the binaries for the nodes do not build; --no-build takes what there is");
     }
