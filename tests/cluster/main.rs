@@ -2,6 +2,7 @@
 //! manifests as a user does. Each test has a namespace of its own.
 
 mod bad_input;
+mod behaviours;
 mod capacity;
 mod claims;
 mod crash;
@@ -30,6 +31,7 @@ fn main() {
     tests.extend(metrics::TESTS);
     tests.extend(unmounts::TESTS);
     tests.extend(gc::TESTS);
+    tests.extend(behaviours::TESTS);
     tests.extend(hosts::TESTS);
     tests.extend(crash::TESTS);
     lvprov_tests::run(&tests, start)

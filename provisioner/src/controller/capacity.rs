@@ -1,5 +1,5 @@
 //! What the scheduler is told: a CSIStorageCapacity for each class of ours and
-//! node with its volume group, and the CSIDriver that makes it look there.
+//! node with its volume group that the class allows, and the CSIDriver that makes it look there.
 //!
 //! Objects first, then the CSIDriver: with it, a node without an object is
 //! refused. `capacity` is always set: without it the scheduler of 1.37 crashes
@@ -72,7 +72,7 @@ pub fn wanted(classes: &[Arc<StorageClass>], nodes: &[View], patience: Duration)
         let Ok(template) = Template::of(class) else {
             continue;
         };
-        for node in nodes {
+        for node in nodes.iter().filter(|node| template.topologies.allow(&node.labels)) {
             let name = object_name(&class.name_any(), &node.topology);
             match &node.state {
                 State::Connecting => {
@@ -314,7 +314,7 @@ mod tests {
     }
 
     fn node(name: &str, state: State) -> View {
-        View { name: name.into(), topology: name.into(), state }
+        View::of(name, state)
     }
 
     fn up(name: &str, group: &str, free: u64) -> View {
@@ -340,6 +340,33 @@ mod tests {
             .collect();
         assert_eq!(published, [("fast", "a", 5 << 30, 5 << 30), ("fast", "b", 1, 0), ("slow", "c", 0, 0)]);
         assert!(wanted.keep.is_empty() && wanted.again.is_none());
+    }
+
+    #[test]
+    fn a_node_that_the_class_does_not_allow_has_no_object_whatever_its_state() {
+        let mut zoned = (*class("zoned", "vg0")).clone();
+        zoned.allowed_topologies = serde_json::from_value(json!([
+            {"matchLabelExpressions": [{"key": "zone", "values": ["a"]}]},
+        ]))
+        .unwrap();
+        let classes = [class("fast", "vg0"), Arc::new(zoned)];
+        let in_zone = |zone: &str, view: View| {
+            let labels = Arc::new(BTreeMap::from([("zone".to_owned(), zone.to_owned())]));
+            View { labels, ..view }
+        };
+        let nodes = [
+            in_zone("a", up("a", "vg0", 1)),
+            in_zone("b", up("b", "vg0", 1)),
+            in_zone("b", node("new", State::Connecting)),
+            in_zone("b", down("late", Duration::ZERO)),
+            up("c", "vg0", 1),
+        ];
+        let wanted = wanted(&classes, &nodes, PATIENCE);
+        let of =
+            |class: &str| wanted.publish.values().filter(|one| one.class == class).map(|one| &*one.topology).collect();
+        let (fast, zoned): (BTreeSet<&str>, BTreeSet<&str>) = (of("fast"), of("zoned"));
+        assert_eq!((fast, zoned), (BTreeSet::from(["a", "b", "c"]), BTreeSet::from(["a"])));
+        assert_eq!(wanted.keep, ["new", "late"].map(|node| object_name("fast", node)).into());
     }
 
     #[test]

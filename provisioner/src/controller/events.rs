@@ -31,6 +31,8 @@ pub enum Reason {
     NoNodeHasRoom,
     /// The node chosen for the claim's pod no longer exists.
     NodeGone,
+    /// The class does not allow volumes on the chosen node.
+    NodeNotAllowed,
     /// The node service of the chosen node does not answer.
     NodeUnreachable,
     /// The chosen node does not have the class's volume group.
@@ -65,6 +67,7 @@ impl Reason {
             Self::ClaimRefused => "ClaimRefused",
             Self::NoNodeHasRoom => "NoNodeHasRoom",
             Self::NodeGone => "NodeGone",
+            Self::NodeNotAllowed => "NodeNotAllowed",
             Self::NodeUnreachable => "NodeUnreachable",
             Self::NoVolumeGroup => "NoVolumeGroup",
             Self::NotEnoughSpace => "NotEnoughSpace",
@@ -92,7 +95,11 @@ impl Reason {
         match self {
             Self::ClaimRefused => "Validate",
             Self::NoNodeHasRoom => "Place",
-            Self::NodeGone | Self::NodeUnreachable | Self::NoVolumeGroup | Self::NotEnoughSpace => "HandBack",
+            Self::NodeGone
+            | Self::NodeNotAllowed
+            | Self::NodeUnreachable
+            | Self::NoVolumeGroup
+            | Self::NotEnoughSpace => "HandBack",
             Self::ProvisioningFailed | Self::ProvisioningSucceeded => "Provision",
             Self::VolumeGrowthImpossible
             | Self::VolumeGrowthFailed

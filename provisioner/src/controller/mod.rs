@@ -19,6 +19,7 @@ mod placement;
 mod quantity;
 #[cfg(test)]
 mod scenarios;
+mod topology;
 mod trouble;
 mod validate;
 pub mod volume;
@@ -338,7 +339,7 @@ fn volume_triggers(ctx: &Context) -> impl Stream<Item = ObjectRef<PersistentVolu
     BroadcastStream::new(ctx.nodes.news()).flat_map(move |news| {
         let up = match news {
             Ok(News::Up(node)) => nodes.view(&node).map(|view| view.topology),
-            Ok(News::Capacity(_) | News::Down(_) | News::Gone(_)) => return stream::iter(Vec::new()),
+            Ok(News::Capacity(_) | News::Changed(_) | News::Down(_) | News::Gone(_)) => return stream::iter(Vec::new()),
             // Too much has happened to hear of each node.
             Err(_) => None,
         };

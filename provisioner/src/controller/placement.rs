@@ -1,6 +1,7 @@
 //! Whether any node has the room that a claim needs, and if not, how much is
 //! missing where. Pure.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use lvm::size::{human, round_up};
@@ -23,9 +24,10 @@ pub enum Fit {
     Unknown(Option<Duration>),
 }
 
-/// Looks for a node that has the room. A node that does not answer counts as
-/// unknown for the time of `patience`, and not at all after that.
-pub fn fit(request: &Request, nodes: &[View], patience: Duration) -> Fit {
+/// Looks for a node that has the room, among those that `class` allows and that
+/// are not cordoned. A node that does not answer counts as unknown for the time
+/// of `patience`, and not at all after that.
+pub fn fit(request: &Request, class: &str, nodes: &[View], patience: Duration) -> Fit {
     let group = request.volume_group.as_str();
     if nodes.is_empty() {
         return Fit::Nowhere(format!(
@@ -33,11 +35,20 @@ pub fn fit(request: &Request, nodes: &[View], patience: Duration) -> Fit {
              Look at the pods of DaemonSet lvprov-node"
         ));
     }
-    let mut short = Vec::new();
-    let mut silent = Vec::new();
+    let mut allowed = nodes.iter().filter(|node| request.topologies.allow(&node.labels)).peekable();
+    if allowed.peek().is_none() {
+        return Fit::Nowhere(format!(
+            "no node with an lvprov node service is among the allowedTopologies of StorageClass {class} ({}). Label a \
+             node so, or use another StorageClass",
+            request.topologies
+        ));
+    }
+    let (mut short, mut silent, mut cordoned) = (Vec::new(), Vec::new(), Vec::new());
     let mut unknown = None;
-    for node in nodes {
+    for node in allowed {
         match &node.state {
+            State::Up(_) if node.group(group).is_none() => {}
+            _ if node.cordoned => cordoned.push(node.name.as_str()),
             State::Connecting => unknown = unknown.or(Some(None)),
             State::Down { since, .. } => match patience.saturating_sub(since.elapsed()) {
                 Duration::ZERO => silent.push(node.name.as_str()),
@@ -58,13 +69,18 @@ pub fn fit(request: &Request, nodes: &[View], patience: Duration) -> Fit {
     if let Some(again) = unknown {
         return Fit::Unknown(again);
     }
-    let silence = match silent.as_slice() {
-        [] => String::new(),
-        names => format!(" Not counted, since they do not answer: {}.", listed(names.iter().copied())),
+    let not_counted: String = [("they do not answer", silent), ("they are cordoned", cordoned)]
+        .into_iter()
+        .filter(|(_, names)| !names.is_empty())
+        .map(|(why, names)| format!(" Not counted, since {why}: {}.", listed(names.iter().copied())))
+        .collect();
+    let allowed = match request.topologies.allow(&BTreeMap::new()) {
+        true => String::new(),
+        false => format!(" of those that StorageClass {class} allows"),
     };
     if short.is_empty() {
         return Fit::Nowhere(format!(
-            "no node has volume group {group}.{silence} Make it on a node (vgcreate), or use a \
+            "no node{allowed} has volume group {group}.{not_counted} Make it on a node (vgcreate), or use a \
              StorageClass with a volumeGroup that `lvprov capacity` shows"
         ));
     }
@@ -76,7 +92,7 @@ pub fn fit(request: &Request, nodes: &[View], patience: Duration) -> Fit {
             .map(|(missing, free, name)| format!("{name} has {} free, {} missing", human(*free), human(*missing))),
     );
     Fit::Nowhere(format!(
-        "{} in volume group {group} fit on no node: {nodes}.{silence} Ask for less, delete volumes, or \
+        "{} in volume group {group} fit on no node{allowed}: {nodes}.{not_counted} Ask for less, delete volumes, or \
          add a disk to the volume group (vgextend)",
         human(request.bytes)
     ))
@@ -94,10 +110,13 @@ fn listed<T: ToString>(items: impl ExactSizeIterator<Item = T>) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::nodes::Group;
+    use super::super::topology::Topologies;
     use super::super::validate::Source;
     use super::*;
     use lvm::filesystem::FsType;
     use lvm::names::VgName;
+    use serde_json::json;
+    use std::sync::Arc;
     use std::time::Instant;
 
     const GIB: u64 = 1 << 30;
@@ -105,7 +124,7 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(30);
 
     fn nowhere(request: &Request, nodes: &[View]) -> String {
-        match fit(request, nodes, PATIENCE) {
+        match fit(request, "fast", nodes, PATIENCE) {
             Fit::Nowhere(why) => why,
             other => panic!("{other:?}"),
         }
@@ -119,11 +138,12 @@ mod tests {
             mount_options: String::new(),
             bytes,
             access_modes: vec!["ReadWriteOnce".into()],
+            topologies: Topologies::default(),
         }
     }
 
     fn node(name: &str, state: State) -> View {
-        View { name: name.into(), topology: name.into(), state }
+        View::of(name, state)
     }
 
     fn up(name: &str, group: &str, free: u64) -> View {
@@ -138,7 +158,7 @@ mod tests {
     #[test]
     fn nothing_is_said_where_it_fits() {
         let nodes = [up("a", "vg0", GIB), up("b", "vg0", 2 * GIB)];
-        assert_eq!(fit(&request(2 * GIB), &nodes, PATIENCE), Fit::Somewhere);
+        assert_eq!(fit(&request(2 * GIB), "fast", &nodes, PATIENCE), Fit::Somewhere);
     }
 
     #[test]
@@ -175,12 +195,45 @@ mod tests {
         let text = nowhere(&request(4 * GIB), &[up("a", "vg0", GIB), down("b", 31)]);
         assert!(text.contains("do not answer: b."), "{text}");
         let connecting = [up("a", "vg0", GIB), node("b", State::Connecting)];
-        assert_eq!(fit(&request(4 * GIB), &connecting, PATIENCE), Fit::Unknown(None));
-        let Fit::Unknown(Some(again)) = fit(&request(4 * GIB), &[down("b", 20), up("a", "vg0", GIB)], PATIENCE) else {
+        assert_eq!(fit(&request(4 * GIB), "fast", &connecting, PATIENCE), Fit::Unknown(None));
+        let Fit::Unknown(Some(again)) = fit(&request(4 * GIB), "fast", &[down("b", 20), up("a", "vg0", GIB)], PATIENCE)
+        else {
             panic!("not waited for");
         };
         assert!(again > Duration::from_secs(5) && again <= Duration::from_secs(10), "{again:?}");
         // What is known to fit need not wait.
-        assert_eq!(fit(&request(GIB), &[down("b", 1), up("a", "vg0", GIB)], PATIENCE), Fit::Somewhere);
+        assert_eq!(fit(&request(GIB), "fast", &[down("b", 1), up("a", "vg0", GIB)], PATIENCE), Fit::Somewhere);
+    }
+    fn of_zone(zone: &str, view: View) -> View {
+        View { labels: Arc::new(BTreeMap::from([("zone".to_owned(), zone.to_owned())])), ..view }
+    }
+
+    #[test]
+    fn room_where_the_class_allows_no_volume_is_none() {
+        let class = json!({"metadata": {"name": "fast"}, "provisioner": "p", "allowedTopologies":
+            [{"matchLabelExpressions": [{"key": "zone", "values": ["a"]}]}]});
+        let topologies = Topologies::of(&serde_json::from_value(class).unwrap());
+        let request = |bytes| Request { topologies: topologies.clone(), ..request(bytes) };
+        let elsewhere = [of_zone("b", up("b", "vg0", 9 * GIB)), up("c", "vg0", 9 * GIB)];
+        let text = nowhere(&request(GIB), &elsewhere);
+        assert!(text.contains("allowedTopologies of StorageClass fast (zone in [a])"), "{text}");
+        let mut nodes = elsewhere.to_vec();
+        nodes.push(of_zone("a", up("a", "vg0", GIB)));
+        assert_eq!(fit(&request(GIB), "fast", &nodes, PATIENCE), Fit::Somewhere);
+        let text = nowhere(&request(2 * GIB), &nodes);
+        assert!(text.contains("on no node of those that StorageClass fast allows: a has 1 GiB free"), "{text}");
+        assert!(!text.contains("b has") && !text.contains("c has"), "{text}");
+    }
+
+    #[test]
+    fn cordoned_nodes_are_told_of_and_not_counted() {
+        let cordoned = |view: View| View { cordoned: true, ..view };
+        let nodes = [cordoned(up("a", "vg0", 9 * GIB)), up("b", "vg0", GIB), cordoned(up("c", "other", 9 * GIB))];
+        let text = nowhere(&request(4 * GIB), &nodes);
+        assert!(text.contains("b has 1 GiB free, 3 GiB missing. Not counted, since they are cordoned: a."), "{text}");
+        assert_eq!(fit(&request(GIB), "fast", &nodes, PATIENCE), Fit::Somewhere);
+        // Nor waited for.
+        let text = nowhere(&request(4 * GIB), &[cordoned(node("new", State::Connecting)), nodes[1].clone()]);
+        assert!(text.contains("cordoned: new."), "{text}");
     }
 }

@@ -15,6 +15,7 @@ use lvm::size::{QuantityError, human};
 
 use super::names::BETA_STORAGE_CLASS;
 use super::quantity::storage_of;
+use super::topology::Topologies;
 use crate::names::SOURCE;
 use crate::names::parameters::{FS_TYPE, VOLUME_GROUP};
 
@@ -43,6 +44,8 @@ pub struct Request {
     pub bytes: u64,
     /// Of the claim.
     pub access_modes: Vec<String>,
+    /// Where it may be.
+    pub topologies: Topologies,
 }
 
 impl Request {
@@ -183,6 +186,7 @@ pub fn validate(claim: &PersistentVolumeClaim, class: &StorageClass) -> Result<R
         mount_options: template.mount_options,
         bytes,
         access_modes,
+        topologies: template.topologies,
     })
 }
 
@@ -197,6 +201,8 @@ pub struct Template {
     pub fs_type: FsType,
     /// For `mount(8)`, joined by commas.
     pub mount_options: String,
+    /// Where they may be.
+    pub topologies: Topologies,
 }
 
 impl Template {
@@ -235,7 +241,7 @@ impl Template {
         };
         let mount_options = class.mount_options.as_deref().unwrap_or_default().join(",");
         MountOptions::parse(&mount_options).map_err(|source| Refusal::MountOption { class: name, source })?;
-        Ok(Self { source, volume_group, fs_type, mount_options })
+        Ok(Self { source, volume_group, fs_type, mount_options, topologies: Topologies::of(class) })
     }
 }
 

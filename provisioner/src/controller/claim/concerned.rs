@@ -16,7 +16,7 @@ pub fn concerned_by_node(
     let concerned = |selected: &str| match news {
         None => true,
         Some(News::Capacity(_)) => false,
-        Some(News::Up(node) | News::Down(node) | News::Gone(node)) => selected == node,
+        Some(News::Up(node) | News::Changed(node) | News::Down(node) | News::Gone(node)) => selected == node,
     };
     references(claims, |claim| waits(claim) && selected_node(claim).is_none_or(concerned))
 }

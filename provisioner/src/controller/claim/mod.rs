@@ -5,6 +5,7 @@ mod concerned;
 mod create;
 mod refused;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -84,13 +85,13 @@ pub async fn reconcile(claim: Arc<PersistentVolumeClaim>, ctx: Arc<Context>) -> 
     };
     match selected_node(&claim) {
         Some(node) => provision(&claim, &class, &request, node, &ctx).await,
-        None => Ok(unplaced(&claim, &request, &ctx).await),
+        None => Ok(unplaced(&claim, class_name, &request, &ctx).await),
     }
 }
 
 /// The scheduler has chosen no node yet: says so where it cannot.
-async fn unplaced(claim: &PersistentVolumeClaim, request: &Request, ctx: &Context) -> Action {
-    match placement::fit(request, &ctx.nodes.views(), ctx.patience) {
+async fn unplaced(claim: &PersistentVolumeClaim, class: &str, request: &Request, ctx: &Context) -> Action {
+    match placement::fit(request, class, &ctx.nodes.views(), ctx.patience) {
         Fit::Somewhere | Fit::Unknown(None) => Action::await_change(),
         Fit::Unknown(Some(again)) => Action::requeue(again),
         // What is free changes often, and so does the text.
@@ -116,10 +117,20 @@ async fn provision(
     if let Some(left) = ctx.published.left(&uid) {
         return Ok(Action::requeue(left));
     }
-    if !node_exists(node, ctx).await? {
+    let Some(labels) = labels_of(node, ctx).await? else {
         let note =
             format!("node {node}, chosen for the pod of this claim, has gone; the scheduler chooses another one");
         return hand_back(claim, node, Reason::NodeGone, note, ctx).await;
+    };
+    // The scheduler has looked too; the node, or the class, may have changed since.
+    if !request.topologies.allow(&labels) {
+        let note = format!(
+            "node {node}, chosen for the pod of this claim, is not among the allowedTopologies of StorageClass {} ({}); \
+             the scheduler chooses another one",
+            class.name_any(),
+            request.topologies
+        );
+        return hand_back(claim, node, Reason::NodeNotAllowed, note, ctx).await;
     }
     let reached = match ctx.nodes.reach(node) {
         Ok(reached) => reached,
@@ -176,16 +187,16 @@ async fn known(claim: &PersistentVolumeClaim, volume: &PersistentVolume, ctx: &C
     Ok(Action::requeue(PARKED))
 }
 
-/// Whether the Node object exists. Only the API server itself is believed when
-/// it says no.
-async fn node_exists(node: &str, ctx: &Context) -> Result<bool, Error> {
-    if ctx.node_objects.get(&ObjectRef::new(node)).is_some() {
-        return Ok(true);
+/// The labels of the Node object; None where there is none. Only the API server
+/// itself is believed when it says so.
+async fn labels_of(node: &str, ctx: &Context) -> Result<Option<BTreeMap<String, String>>, Error> {
+    if let Some(object) = ctx.node_objects.get(&ObjectRef::new(node)) {
+        return Ok(Some(object.labels().clone()));
     }
     let api: Api<Node> = Api::all(ctx.client.clone());
     match api.get_metadata(node).await {
-        Ok(_) => Ok(true),
-        Err(error) if is_not_found(&error) => Ok(false),
+        Ok(object) => Ok(Some(object.labels().clone())),
+        Err(error) if is_not_found(&error) => Ok(None),
         Err(error) => Err(error).doing(|| format!("read node {node}")),
     }
 }

@@ -176,7 +176,7 @@ pub fn concerned_by_node(news: Option<&News>, ctx: &Context) -> Vec<ObjectRef<Pe
             Some(view) => Some(view.topology),
             None => return Vec::new(),
         },
-        Some(News::Down(_) | News::Gone(_)) => return Vec::new(),
+        Some(News::Changed(_) | News::Down(_) | News::Gone(_)) => return Vec::new(),
     };
     let waits = |claim: &PersistentVolumeClaim| {
         matches!(status_of(claim), status::CONTROLLER_IN_PROGRESS | status::CONTROLLER_INFEASIBLE)

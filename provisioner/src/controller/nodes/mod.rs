@@ -61,11 +61,21 @@ pub struct View {
     pub name: String,
     /// Value of its topology label.
     pub topology: String,
+    /// All its labels: a class may allow some nodes only.
+    pub labels: Arc<BTreeMap<String, String>>,
+    /// The scheduler is to put nothing new there.
+    pub cordoned: bool,
     /// How its service is doing.
     pub state: State,
 }
 
 impl View {
+    /// A node without anything special, for tests.
+    #[cfg(test)]
+    pub fn of(name: &str, state: State) -> Self {
+        Self { name: name.into(), topology: name.into(), labels: Arc::default(), cordoned: false, state }
+    }
+
     /// Its volume group of that name. None also where the node is not up.
     pub fn group(&self, name: &str) -> Option<&Group> {
         match &self.state {
@@ -82,6 +92,8 @@ pub enum News {
     Up(String),
     /// A new report.
     Capacity(String),
+    /// The Node object has other labels, or was cordoned or uncordoned.
+    Changed(String),
     /// Its stream is broken.
     Down(String),
     /// The Node object, or its label, has gone.
@@ -126,10 +138,9 @@ pub struct Nodes {
 }
 
 struct Entry {
-    topology: String,
+    view: View,
     address: IpAddr,
     channel: Channel,
-    state: State,
     // None in tests only.
     follower: Option<AbortHandle>,
 }
@@ -167,21 +178,12 @@ impl Nodes {
 
     /// All nodes, in order of name.
     pub fn views(&self) -> Vec<View> {
-        let view = |(name, entry): (&String, &Entry)| View {
-            name: name.clone(),
-            topology: entry.topology.clone(),
-            state: entry.state.clone(),
-        };
-        self.table().iter().map(view).collect()
+        self.table().values().map(|entry| entry.view.clone()).collect()
     }
 
     /// One node.
     pub fn view(&self, name: &str) -> Option<View> {
-        self.table().get(name).map(|entry| View {
-            name: name.to_owned(),
-            topology: entry.topology.clone(),
-            state: entry.state.clone(),
-        })
+        self.table().get(name).map(|entry| entry.view.clone())
     }
 
     /// The node whose topology label has this value.
@@ -205,7 +207,7 @@ impl Nodes {
     pub fn reach_up(&self, name: &str) -> Result<Reached, Unreached> {
         let table = self.table();
         match table.get(name) {
-            Some(entry) if entry.state == State::Connecting => {
+            Some(entry) if entry.view.state == State::Connecting => {
                 Err(Unreached { since: Duration::ZERO, why: "it has not reported yet".to_owned() })
             }
             entry => Self::reached(entry),
@@ -219,10 +221,10 @@ impl Nodes {
                 "no lvprov node service has registered there (the Node has no label {TOPOLOGY_NODE} with its own name)"
             ),
         })?;
-        match &entry.state {
+        match &entry.view.state {
             State::Down { since, why } => Err(Unreached { since: since.elapsed(), why: why.clone() }),
             State::Connecting | State::Up(_) => {
-                Ok(Reached { channel: entry.channel.clone(), topology: entry.topology.clone() })
+                Ok(Reached { channel: entry.channel.clone(), topology: entry.view.topology.clone() })
             }
         }
     }
@@ -238,9 +240,19 @@ impl Nodes {
             self.forget(&name);
             return;
         };
+        let cordoned = node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or_default();
         let mut table = self.table();
-        let known = table.get(&name).is_some_and(|entry| entry.topology == topology && entry.address == address);
-        if known {
+        if let Some(entry) = table.get_mut(&name)
+            && entry.view.topology == topology
+            && entry.address == address
+        {
+            let view = &mut entry.view;
+            if view.cordoned != cordoned || *view.labels != *node.labels() {
+                view.cordoned = cordoned;
+                view.labels = Arc::new(node.labels().clone());
+                drop(table);
+                self.publish(News::Changed(name));
+            }
             return;
         }
         let channel = match connect(address, self.port, self.tls.clone()) {
@@ -252,10 +264,9 @@ impl Nodes {
         };
         info!(node = name, %address, "following the node service");
         let follower = tokio::spawn(follow(self.clone(), name.clone(), address, channel.clone()));
-        table.insert(
-            name,
-            Entry { topology, address, channel, state: State::Connecting, follower: Some(follower.abort_handle()) },
-        );
+        let labels = Arc::new(node.labels().clone());
+        let view = View { name: name.clone(), topology, labels, cordoned, state: State::Connecting };
+        table.insert(name, Entry { view, address, channel, follower: Some(follower.abort_handle()) });
     }
 
     /// Lets go of a node.
@@ -275,16 +286,8 @@ impl Nodes {
     /// A node known without a connection being made, for tests.
     #[cfg(test)]
     pub fn place(&self, view: View, channel: Channel) {
-        self.table().insert(
-            view.name,
-            Entry {
-                topology: view.topology,
-                address: IpAddr::from([127, 0, 0, 1]),
-                channel,
-                state: view.state,
-                follower: None,
-            },
-        );
+        self.table()
+            .insert(view.name.clone(), Entry { view, address: IpAddr::from([127, 0, 0, 1]), channel, follower: None });
     }
 
     /// As if this had become of a node, for tests.
@@ -311,9 +314,9 @@ impl Nodes {
             let Some(entry) = table.get_mut(name) else {
                 return;
             };
-            let was_up = matches!(entry.state, State::Up(_));
-            let changed = entry.state != new;
-            entry.state = new;
+            let was_up = matches!(entry.view.state, State::Up(_));
+            let changed = entry.view.state != new;
+            entry.view.state = new;
             match (changed, was_up) {
                 (false, _) => None,
                 (true, true) => Some(News::Capacity(name.to_owned())),
@@ -343,17 +346,18 @@ impl Nodes {
             let Some(entry) = table.get_mut(name) else {
                 return;
             };
-            let since = match &entry.state {
+            let state = &mut entry.view.state;
+            let since = match state {
                 State::Down { since, .. } => *since,
                 State::Connecting => started,
                 State::Up(_) => Instant::now(),
             };
-            let news = !matches!(entry.state, State::Down { .. });
+            let news = !matches!(state, State::Down { .. });
             // Also where it has been down for another reason.
-            if !matches!(&entry.state, State::Down { why: earlier, .. } if *earlier == why) {
+            if !matches!(state, State::Down { why: earlier, .. } if *earlier == why) {
                 warn!(node = name, why, "the node service does not answer");
             }
-            entry.state = State::Down { since, why };
+            *state = State::Down { since, why };
             if !news {
                 return;
             }
@@ -421,8 +425,7 @@ mod tests {
         let nodes = Nodes::new(None, 1);
         let channel = Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
         let place = |state| {
-            let view = View { name: "n1".into(), topology: "n1".into(), state };
-            nodes.place(view, channel.clone());
+            nodes.place(View::of("n1", state), channel.clone());
         };
         place(State::Connecting);
         assert!(nodes.reach("n1").is_ok() && nodes.reach_up("n1").is_err());
@@ -430,5 +433,23 @@ mod tests {
         assert!(nodes.reach_up("n1").is_ok());
         place(State::Down { since: Instant::now(), why: "refused".into() });
         assert!(nodes.reach_up("n1").is_err() && nodes.reach_up("n9").is_err());
+    }
+    #[tokio::test]
+    async fn other_labels_and_a_cordon_are_news_and_a_heartbeat_is_none() {
+        let nodes = Nodes::new(None, 1);
+        let mut object = node(json!("n1"));
+        nodes.observe(&object);
+        let mut news = nodes.news();
+        object.metadata.resource_version = Some("2".into());
+        nodes.observe(&object);
+        assert!(news.try_recv().is_err());
+        object.labels_mut().insert("zone".into(), "a".into());
+        nodes.observe(&object);
+        assert_eq!(news.try_recv(), Ok(News::Changed("n1".into())));
+        object.spec = serde_json::from_value(json!({"unschedulable": true})).unwrap();
+        nodes.observe(&object);
+        assert_eq!(news.try_recv(), Ok(News::Changed("n1".into())));
+        let view = nodes.view("n1").unwrap();
+        assert!(view.cordoned && view.labels["zone"] == "a");
     }
 }

@@ -127,6 +127,47 @@ async fn a_node_that_has_gone_hands_the_claim_back() {
     assert!(scene.node.created().is_empty());
 }
 
+/// A class that allows volumes in one zone, and a node of another.
+async fn in_the_wrong_zone(zone: &str) -> Scene {
+    let mut node = node_object();
+    node["metadata"]["labels"]["zone"] = json!(zone);
+    let mut scene = Scene::new(World { nodes: vec![node], ..World::default() }).await;
+    let mut zoned = class();
+    zoned["allowedTopologies"] = json!([{"matchLabelExpressions": [{"key": "zone", "values": ["a"]}]}]);
+    Arc::get_mut(&mut scene.ctx).unwrap().classes = watched::<StorageClass>(vec![zoned]);
+    scene
+}
+
+#[tokio::test]
+async fn a_node_that_the_class_does_not_allow_is_not_asked() {
+    let mut scene = in_the_wrong_zone("b").await;
+    let running = tokio::spawn(reconcile(parsed(claim()), scene.ctx.clone()));
+    expect_hand_back(&mut scene.api).await;
+    let note = scene.api.expect_event("shop", "NodeNotAllowed").await;
+    assert!(note.contains("node n1") && note.contains("StorageClass fast (zone in [a])"), "{note}");
+    running.await.unwrap().unwrap();
+    assert!(scene.node.created().is_empty());
+}
+
+#[tokio::test]
+async fn a_volume_that_is_there_stays_where_the_class_allows_none_any_more() {
+    let mut scene = in_the_wrong_zone("b").await;
+    Arc::get_mut(&mut scene.ctx).unwrap().volumes = watched::<PersistentVolume>(vec![volume("Pending")]);
+    reconcile(parsed(claim()), scene.ctx.clone()).await.unwrap();
+    scene.api.expect_nothing_more().await;
+}
+
+#[tokio::test]
+async fn a_claim_that_no_node_may_serve_says_so() {
+    let mut scene = in_the_wrong_zone("b").await;
+    let mut unplaced = claim();
+    unplaced["metadata"].as_object_mut().unwrap().remove("annotations");
+    let running = tokio::spawn(reconcile(parsed(unplaced), scene.ctx.clone()));
+    let note = scene.api.expect_event("shop", "NoNodeHasRoom").await;
+    assert!(note.contains("allowedTopologies of StorageClass fast"), "{note}");
+    running.await.unwrap().unwrap();
+}
+
 #[tokio::test]
 async fn a_node_that_cannot_be_asked_for_has_not_gone() {
     let mut scene = Scene::new(World::default()).await;

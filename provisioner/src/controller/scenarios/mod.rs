@@ -118,8 +118,7 @@ impl Scene {
         let node = FakeNode::start().await;
         let nodes = Nodes::new(None, 0);
         let group = Group { name: "vg0".into(), size: 20 * GIB, free: 10 * GIB, extent: 4 << 20 };
-        let view = View { name: "n1".into(), topology: "n1".into(), state: State::Up(vec![group]) };
-        nodes.place(view, node.channel.clone());
+        nodes.place(View::of("n1", State::Up(vec![group])), node.channel.clone());
         let ctx = Context {
             events: Events::new(client.clone(), "test".into()),
             client,
@@ -140,8 +139,7 @@ impl Scene {
 
     /// The node is in another state.
     fn node_is(&self, state: State) {
-        let view = View { name: "n1".into(), topology: "n1".into(), state };
-        self.ctx.nodes.place(view, self.node.channel.clone());
+        self.ctx.nodes.place(View::of("n1", state), self.node.channel.clone());
     }
 
     /// The node has so much free.

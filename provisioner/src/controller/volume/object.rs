@@ -193,6 +193,7 @@ pub fn source_of(volume: &PersistentVolume) -> Source {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::controller::topology::Topologies;
     use lvm::filesystem::FsType;
     use lvm::names::VgName;
     use serde_json::{Value, json};
@@ -219,6 +220,7 @@ pub(super) mod tests {
             mount_options: options.into(),
             bytes: (1 << 30) - 5,
             access_modes: vec!["ReadWriteOnce".into()],
+            topologies: Topologies::default(),
         };
         let made = Made {
             topology: "worker-1".into(),
