@@ -123,13 +123,14 @@ pub fn mount(args: &[OsString], called: Called, line: &mut Line) -> Result<(), M
     let (namespace, read_only) = (call.namespace()?, call.read_only()?);
     line.changed = mounts::at(&target.path).ok().flatten().is_none();
     match options {
-        Options::Data { vg, lv, claim_uid, mount } => lvm.publish_data(&PublishData {
+        Options::Data { vg, lv, claim_uid, one_pod, mount } => lvm.publish_data(&PublishData {
             vg,
             lv,
             claim_uid,
             namespace,
             fs,
             read_only,
+            alone: one_pod,
             options: mount,
             target: target.path,
         })?,

@@ -41,7 +41,7 @@ fn path() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![near, mutated(&[sample]), bytes(60)]
 }
 
-const KEYS: [&str; 18] = [
+const KEYS: [&str; 19] = [
     "type",
     "volume",
     "size",
@@ -50,6 +50,7 @@ const KEYS: [&str; 18] = [
     "volumeGroup",
     "logicalVolume",
     "claimUID",
+    "onePod",
     "mountOptions",
     "subPath",
     "inodes",

@@ -5,7 +5,7 @@ use crate::config::CONFIG_PATH;
 use crate::filesystem::{self, BlankError, FsType, MountOptions, Superblock};
 use crate::identity::{self, Owner};
 use crate::lock::{Lock, LockError};
-use crate::mounts;
+use crate::mounts::{self, Mount};
 use crate::names::{ClaimUid, LvName, Namespace, VgName};
 use crate::report::ReportError;
 use crate::volume::{ExtendError, Lvm, device};
@@ -27,6 +27,8 @@ pub struct PublishData {
     pub fs: FsType,
     /// Whether the pod may only read.
     pub read_only: bool,
+    /// Whether no other pod may have it (ReadWriteOncePod).
+    pub alone: bool,
     /// Further options.
     pub options: MountOptions,
     /// Where to mount it.
@@ -60,6 +62,21 @@ pub enum PublishDataError {
         /// The namespace of the pod.
         namespace: Namespace,
     },
+    /// Another pod has a volume that is for one alone.
+    #[error(
+        "logical volume {vg}/{lv} is for one pod alone (ReadWriteOncePod), and mounted at {path}; this pod gets it when that one has ended"
+    )]
+    NotAlone {
+        /// The group.
+        vg: VgName,
+        /// The volume.
+        lv: LvName,
+        /// Where it is mounted.
+        path: String,
+    },
+    /// The mounts cannot be looked at.
+    #[error("cannot read /proc/self/mountinfo: {0}")]
+    Mounts(io::Error),
     /// It has another file system than the one asked for.
     #[error("logical volume {vg}/{lv} has a file system {found}, and {asked} was asked for; it is left as it is")]
     OtherFileSystem {
@@ -170,11 +187,29 @@ impl Lvm {
                 _ => Err(PublishDataError::TargetTaken { target: request.target.display().to_string() }),
             };
         }
+        let lock = match request.alone {
+            true => Some(self.lock_alone(request)?),
+            false => None,
+        };
         match filesystem::superblock(&self.runner, &node) {
-            Ok(Some(superblock)) if superblock.complete => self.mount_data(request, &node, superblock, None),
-            Ok(_) => self.prepare_data(request, &node),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => self.prepare_data(request, &node),
+            Ok(Some(superblock)) if superblock.complete => self.mount_data(request, &node, superblock, lock.as_ref()),
+            Ok(_) => self.prepare_data(request, &node, lock),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.prepare_data(request, &node, lock),
             Err(error) => Err(at_path(&node)(error)),
+        }
+    }
+
+    /// As long as the lock is held, nobody else is given the volume.
+    fn lock_alone(&self, request: &PublishData) -> Result<Lock, PublishDataError> {
+        let lock = Lock::volume(&request.lv, self.patience())?;
+        let is_it = |mount: &Mount| mount.logical_volume().is_some_and(|(vg, lv)| vg == request.vg && lv == request.lv);
+        match mounts::all().map_err(PublishDataError::Mounts)?.iter().find(|mount| is_it(mount)) {
+            None => Ok(lock),
+            Some(other) => Err(PublishDataError::NotAlone {
+                vg: request.vg.clone(),
+                lv: request.lv.clone(),
+                path: other.target.display().to_string(),
+            }),
         }
     }
 
@@ -232,10 +267,14 @@ impl Lvm {
         })
     }
 
-    /// The slow road: not active, or without a file system yet.
-    fn prepare_data(&self, request: &PublishData, node: &Path) -> Result<(), PublishDataError> {
+    /// The slow road: not active, or without a file system yet. `lock`: that of
+    /// the volume, where it is held already.
+    fn prepare_data(&self, request: &PublishData, node: &Path, lock: Option<Lock>) -> Result<(), PublishDataError> {
         // Of this volume only: others may be formatted meanwhile.
-        let lock = Lock::volume(&request.lv, self.patience())?;
+        let lock = match lock {
+            Some(lock) => lock,
+            None => Lock::volume(&request.lv, self.patience())?,
+        };
         let Some(found) = self.find(&request.vg, &request.lv)? else {
             return Err(PublishDataError::Missing { vg: request.vg.clone(), lv: request.lv.clone() });
         };

@@ -64,6 +64,9 @@ pub enum OptionsError {
     /// A number of files that is none.
     #[error("option inodes is {0:?}; it must be a number of files, 16 at least, such as 5000 or 10k")]
     Inodes(String),
+    /// Neither yes nor no.
+    #[error("option onePod is {0:?}; it must be true or false")]
+    OnePod(String),
     /// An owner that is none.
     #[error("option owner is {0:?}; it must be a user id, or a user and a group id, such as 1000 or 1000:2000")]
     Owner(String),
@@ -100,6 +103,8 @@ pub enum Options {
         lv: LvName,
         /// The claim it was made for.
         claim_uid: ClaimUid,
+        /// Whether it is for one pod alone.
+        one_pod: bool,
         /// Further mount options.
         mount: MountOptions,
     },
@@ -133,7 +138,7 @@ pub struct LogOptions {
 }
 
 const DATA: &str = "volumeGroup, logicalVolume, claimUID";
-const DATA_TAKES: &str = "volumeGroup, logicalVolume, claimUID and mountOptions";
+const DATA_TAKES: &str = "volumeGroup, logicalVolume, claimUID, onePod and mountOptions";
 const LOG: &str = "volume, size and quota";
 const LOG_TAKES: &str = "volume, size, quota, inodes, retention, volumeGroup, subPath, owner, mode and mountOptions";
 /// A directory with less than this is of no use to anybody.
@@ -158,6 +163,7 @@ impl Options {
                 vg: VgName::parse(need("volumeGroup", take("volumeGroup"))?)?,
                 lv: LvName::parse(need("logicalVolume", take("logicalVolume"))?)?,
                 claim_uid: ClaimUid::parse(need("claimUID", take("claimUID"))?)?,
+                one_pod: one_pod(take("onePod"))?,
                 mount: MountOptions::parse(take("mountOptions").unwrap_or(""))?,
             }
         } else {
@@ -187,6 +193,14 @@ impl Options {
             None => Ok(parsed),
             Some(option) => Err(OptionsError::Unknown { option: option.chars().take(60).collect(), kind, takes }),
         }
+    }
+}
+
+fn one_pod(text: Option<&str>) -> Result<bool, OptionsError> {
+    match text {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(other) => Err(OptionsError::OnePod(shown(other))),
     }
 }
 

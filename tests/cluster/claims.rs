@@ -7,7 +7,7 @@ use lvprov_tests::objects::{LONG, Source, Space, claim_volume, eventually, text,
 use std::collections::BTreeSet;
 use xtask::testbed::Cluster;
 
-pub const TESTS: [Test<Cluster>; 11] = [
+pub const TESTS: [Test<Cluster>; 12] = [
     ("claims::a_statefulset_over_two_nodes_keeps_its_data_and_leaves_nothing", |c| statefulset(c, Source::Flexvolume)),
     ("claims::csi_a_statefulset_over_two_nodes_keeps_its_data_and_leaves_nothing", |c| statefulset(c, Source::Csi)),
     ("claims::one_creation_is_one_mutating_command_and_at_most_one_report", counts),
@@ -17,7 +17,8 @@ pub const TESTS: [Test<Cluster>; 11] = [
     ("claims::csi_a_force_deleted_pod_does_not_cost_a_mounted_volume", |c| force_delete(c, Source::Csi)),
     ("claims::a_pv_deleted_first_goes_with_its_claim", |c| pv_deleted_first(c, Source::Flexvolume)),
     ("claims::csi_a_pv_deleted_first_goes_with_its_claim", |c| pv_deleted_first(c, Source::Csi)),
-    ("claims::csi_one_pod_alone_has_a_read_write_once_pod_claim", one_pod_alone),
+    ("claims::one_pod_alone_has_a_read_write_once_pod_claim", |c| one_pod_alone(c, Source::Flexvolume)),
+    ("claims::csi_one_pod_alone_has_a_read_write_once_pod_claim", |c| one_pod_alone(c, Source::Csi)),
     ("claims::csi_kubelet_knows_how_full_a_volume_is", stats),
 ];
 
@@ -180,9 +181,9 @@ fn pv_deleted_first(cluster: &Cluster, source: Source) -> Result<()> {
 }
 
 /// Also against a pod that no scheduler has kept away.
-fn one_pod_alone(cluster: &Cluster) -> Result<()> {
-    let space = Space::new(cluster, "alone-csi")?;
-    space.claim("c", "xfs-csi", "320Mi", "accessModes: [ReadWriteOncePod]")?;
+fn one_pod_alone(cluster: &Cluster, source: Source) -> Result<()> {
+    let space = Space::new(cluster, source.pick("alone", "alone-csi"))?;
+    space.claim("c", source.pick("xfs", "xfs-csi"), "320Mi", "accessModes: [ReadWriteOncePod]")?;
     space.pod_with_claim("p", Some("n1"), "c")?;
     space.ready("p")?;
     let second = space.pod_yaml("q", None, &[claim_volume("c")]);

@@ -6,11 +6,12 @@ use lvprov_tests::Test;
 use lvprov_tests::driver::{Call, call};
 use xtask::testbed::Node;
 
-pub const TESTS: [Test<Node>; 14] = [
+pub const TESTS: [Test<Node>; 15] = [
     ("data::init_says_what_the_driver_can_do", init),
     ("data::files_stay_over_unmount_and_deactivation", files_stay),
     ("data::ext4_works_as_xfs_does", ext4),
     ("data::two_pods_of_one_claim_share_it_for_a_moment", two_pods),
+    ("data::a_volume_for_one_pod_is_given_to_no_second_one", one_pod),
     ("data::read_only_is_read_only_also_beside_a_writer", read_only),
     ("data::a_pod_of_another_namespace_gets_nothing", other_namespace),
     ("data::a_foreign_file_system_is_neither_mounted_nor_formatted", foreign),
@@ -79,6 +80,22 @@ fn two_pods(node: &Node) -> Result<()> {
     old.unmount(node)?.success()?;
     ensure!(new.is_mounted(node)?);
     new.unmount(node)?.success()
+}
+
+fn one_pod(node: &Node) -> Result<()> {
+    create(node, "data", &uid(30), "320m")?;
+    let pod = |uid_of_pod: &str| Call::data("data", "web-0", uid_of_pod, &uid(30)).with("onePod", "true");
+    let (first, second) = (pod("data-30"), pod("data-30b"));
+    first.mount(node)?.success()?;
+    // The same call again, as after a kubelet restart.
+    first.mount(node)?.success()?;
+    second.mount(node)?.failure(&["ReadWriteOncePod", &first.directory(), "when that one has ended"])?;
+    ensure!(!second.is_mounted(node)?, "the refused pod has it");
+    first.unmount(node)?.success()?;
+    second.mount(node)?.success()?;
+    first.mount(node)?.failure(&["ReadWriteOncePod"])?;
+    second.unmount(node)?.success()?;
+    first.with("onePod", "yes").mount(node)?.failure(&["onePod", "true or false"])
 }
 
 fn read_only(node: &Node) -> Result<()> {

@@ -115,9 +115,7 @@ impl Node for NodeService {
         needed("target_path", &request.target_path)?;
         let published = Published::parse(&request, &self.served)?;
         let node_name = Arc::clone(&self.node_name);
-        let alone = published.alone().map(|id| self.in_progress.begin(&id)).transpose().map_err(NodeCallError::from)?;
         self.at("NodePublishVolume", &request.volume_id, &request.target_path, move |lvm, target| {
-            let _held = alone;
             published.publish(lvm, target, &node_name)
         })
         .await?;

@@ -76,14 +76,6 @@ pub enum NodeCallError {
     /// A name is not valid.
     #[error(transparent)]
     Name(#[from] NameError),
-    /// Another pod has a volume that is for one alone.
-    #[error("volume {volume} is for one pod alone (ReadWriteOncePod), and mounted at {path}")]
-    NotAlone {
-        /// The volume's id.
-        volume: String,
-        /// Where it is mounted.
-        path: String,
-    },
     /// Nothing of this volume is mounted there.
     #[error("volume {volume} is not mounted at {path}")]
     NotMounted {
@@ -140,7 +132,7 @@ impl NodeCallError {
             Self::NoVolume(_) | Self::NotMounted { .. } | Self::Data(PublishDataError::Missing { .. }) => {
                 Code::NotFound
             }
-            Self::NotServed(_) | Self::NotAlone { .. } => Code::FailedPrecondition,
+            Self::NotServed(_) | Self::Data(PublishDataError::NotAlone { .. }) => Code::FailedPrecondition,
             Self::OtherNamespace { .. } | Self::Data(PublishDataError::NotTheClaims { .. }) => Code::PermissionDenied,
             // The group has no room: kubelet ends the growth rather than try for ever.
             Self::Range(_) | Self::Expand(ExpandError::Extend(ExtendError::Full { .. })) => Code::OutOfRange,
@@ -249,21 +241,10 @@ impl Published {
         })
     }
 
-    /// The volume that nobody else may be given meanwhile.
-    pub fn alone(&self) -> Option<String> {
-        match self {
-            Self::Data { id, alone: true, .. } => Some(id.to_string()),
-            _ => None,
-        }
-    }
-
     /// Mounts it. The same call again changes nothing.
     pub fn publish(self, lvm: &Lvm, target: PathBuf, node_name: &str) -> Result<(), NodeCallError> {
         match self {
             Self::Data { id, namespace, fs, read_only, alone, options } => {
-                if alone {
-                    mounted_nowhere_but(&id, &target)?;
-                }
                 lvm.publish_data(&PublishData {
                     vg: id.vg,
                     lv: id.lv,
@@ -271,6 +252,7 @@ impl Published {
                     namespace,
                     fs,
                     read_only,
+                    alone,
                     options,
                     target,
                 })?;
@@ -302,17 +284,6 @@ impl Published {
             }
         }
         Ok(())
-    }
-}
-
-fn mounted_nowhere_but(id: &VolumeId, target: &Path) -> Result<(), NodeCallError> {
-    let read = |source| NodeCallError::Io { what: "read", path: "/proc/self/mountinfo".to_owned(), source };
-    let is_it = |mount: &Mount| mount.logical_volume().is_some_and(|(vg, lv)| vg == id.vg && lv == id.lv);
-    match mounts::all().map_err(read)?.into_iter().find(|mount| mount.target != target && is_it(mount)) {
-        None => Ok(()),
-        Some(other) => {
-            Err(NodeCallError::NotAlone { volume: id.to_string(), path: other.target.display().to_string() })
-        }
     }
 }
 

@@ -21,6 +21,7 @@ mod options {
     pub const VOLUME_GROUP: &str = "volumeGroup";
     pub const LOGICAL_VOLUME: &str = "logicalVolume";
     pub const CLAIM_UID: &str = "claimUID";
+    pub const ONE_POD: &str = "onePod";
     pub const MOUNT_OPTIONS: &str = "mountOptions";
 }
 
@@ -104,6 +105,10 @@ fn flex_source(claim_uid: &str, request: &Request, made: &Made) -> FlexPersisten
         (options::LOGICAL_VOLUME.to_owned(), made.logical_volume.clone()),
         (options::CLAIM_UID.to_owned(), claim_uid.to_owned()),
     ]);
+    // kubelet does not look at a FlexVolume's access modes: the driver does.
+    if request.access_modes.iter().any(|mode| mode == "ReadWriteOncePod") {
+        flex_options.insert(options::ONE_POD.to_owned(), "true".to_owned());
+    }
     if !request.mount_options.is_empty() {
         flex_options.insert(options::MOUNT_OPTIONS.to_owned(), request.mount_options.clone());
     }
@@ -203,6 +208,22 @@ pub(super) mod tests {
     }
 
     fn of(source: Source, policy: &str, options: &str) -> PersistentVolume {
+        built(&request(source, options), policy)
+    }
+
+    fn request(source: Source, options: &str) -> Request {
+        Request {
+            source,
+            volume_group: VgName::parse("vg0").unwrap(),
+            fs_type: FsType::Xfs,
+            mount_options: options.into(),
+            bytes: (1 << 30) - 5,
+            access_modes: vec!["ReadWriteOnce".into()],
+            topologies: Topologies::default(),
+        }
+    }
+
+    fn built(request: &Request, policy: &str) -> PersistentVolume {
         let claim: PersistentVolumeClaim = serde_json::from_value(json!({
             "metadata": {"name": "data-db-0", "namespace": "shop", "uid": "u1", "resourceVersion": "7"},
         }))
@@ -213,15 +234,6 @@ pub(super) mod tests {
             "reclaimPolicy": policy,
         }))
         .unwrap();
-        let request = Request {
-            source,
-            volume_group: VgName::parse("vg0").unwrap(),
-            fs_type: FsType::Xfs,
-            mount_options: options.into(),
-            bytes: (1 << 30) - 5,
-            access_modes: vec!["ReadWriteOnce".into()],
-            topologies: Topologies::default(),
-        };
         let made = Made {
             topology: "worker-1".into(),
             volume_group: "vg0".into(),
@@ -229,7 +241,7 @@ pub(super) mod tests {
             bytes: 1 << 30,
             context: BTreeMap::from([("claimNamespace".into(), "shop".into()), ("claimUID".into(), "u1".into())]),
         };
-        build(&claim, &class, &request, &made)
+        build(&claim, &class, request, &made)
     }
 
     #[test]
@@ -285,6 +297,19 @@ pub(super) mod tests {
         assert_eq!(built["metadata"].get("finalizers"), None);
         assert_eq!(built["spec"].get("mountOptions"), None);
         assert_eq!(built["spec"]["flexVolume"]["options"]["mountOptions"], "noatime,discard");
+    }
+
+    #[test]
+    fn the_driver_is_told_of_a_claim_for_one_pod() {
+        let one_pod = |source| {
+            let built = serde_json::to_value(of(source, "Delete", "")).unwrap();
+            built["spec"]["flexVolume"]["options"]["onePod"].clone()
+        };
+        assert_eq!(one_pod(Source::Flexvolume), Value::Null);
+        let request = Request { access_modes: vec!["ReadWriteOncePod".into()], ..request(Source::Flexvolume, "") };
+        let built = serde_json::to_value(built(&request, "Delete")).unwrap();
+        assert_eq!(built["spec"]["flexVolume"]["options"]["onePod"], "true");
+        assert_eq!(built["spec"]["accessModes"], json!(["ReadWriteOncePod"]));
     }
 
     #[test]
