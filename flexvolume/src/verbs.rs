@@ -5,7 +5,7 @@ use crate::log::{Line, volume_of};
 use lvm::Lvm;
 use lvm::config::{ConfigError, NodeConfig};
 use lvm::data::{ExpandError, PublishData, PublishDataError};
-use lvm::filesystem::{FsType, FsTypeError};
+use lvm::filesystem::{FsType, FsTypeError, MkfsOptionError, MkfsOptions};
 use lvm::logs::{LogError, PublishLog};
 use lvm::mounts::{self, BindOptions, UnmountError};
 use lvm::names::{NameError, NodeName};
@@ -54,6 +54,8 @@ pub enum MountError {
     Options(#[from] OptionsError),
     #[error(transparent)]
     FsType(#[from] FsTypeError),
+    #[error(transparent)]
+    Mkfs(#[from] MkfsOptionError),
     #[error(transparent)]
     Name(#[from] NameError),
     #[error(transparent)]
@@ -123,7 +125,8 @@ pub fn mount(args: &[OsString], called: Called, line: &mut Line) -> Result<(), M
     let (namespace, read_only) = (call.namespace()?, call.read_only()?);
     line.changed = mounts::at(&target.path).ok().flatten().is_none();
     match options {
-        Options::Data { vg, lv, claim_uid, one_pod, mount } => lvm.publish_data(&PublishData {
+        Options::Data { vg, lv, claim_uid, one_pod, mount, mkfs } => lvm.publish_data(&PublishData {
+            mkfs: MkfsOptions::parse(fs, &mkfs)?,
             vg,
             lv,
             claim_uid,

@@ -2,7 +2,7 @@
 
 use crate::command::CommandError;
 use crate::config::CONFIG_PATH;
-use crate::filesystem::{self, BlankError, FsType, MountOptions, Superblock};
+use crate::filesystem::{self, BlankError, FsType, MkfsOptions, MountOptions, NewFs, Superblock};
 use crate::identity::{self, Owner};
 use crate::lock::{Lock, LockError};
 use crate::mounts::{self, Mount};
@@ -25,6 +25,8 @@ pub struct PublishData {
     pub namespace: Namespace,
     /// File system that it should have.
     pub fs: FsType,
+    /// How that is made, where there is none yet.
+    pub mkfs: MkfsOptions,
     /// Whether the pod may only read.
     pub read_only: bool,
     /// Whether no other pod may have it (ReadWriteOncePod).
@@ -96,7 +98,7 @@ pub enum PublishDataError {
         target: String,
     },
     /// The kernel refused the mount.
-    #[error("cannot mount {vg}/{lv} ({fs}) at {target}: {source}. If the file system is damaged, look at the kernel's log and repair it by hand ({repair}), or let the node do so (repair in {CONFIG_PATH})", repair = if *.fs == FsType::Xfs { "xfs_repair" } else { "e2fsck" })]
+    #[error("cannot mount {vg}/{lv} ({fs}) at {target}: {source}. If the file system is damaged, look at the kernel's log and repair it by hand ({repair}), or let the node do so (repair in {CONFIG_PATH})", repair = .fs.checker())]
     Mount {
         /// The group.
         vg: VgName,
@@ -118,7 +120,7 @@ pub enum PublishDataError {
         source: io::Error,
     },
     /// It has no file system, and is not marked as new.
-    #[error("logical volume {vg}/{lv} has no file system, and does not bear the mark of a new volume either: its superblock may be damaged. Nothing is formatted; look at it by hand ({repair})", repair = if *.fs == FsType::Xfs { "xfs_repair" } else { "e2fsck -b" })]
+    #[error("logical volume {vg}/{lv} has no file system, and does not bear the mark of a new volume either: its superblock may be damaged. Nothing is formatted; look at it by hand ({repair})", repair = .fs.checker())]
     NotNew {
         /// The group.
         vg: VgName,
@@ -248,7 +250,7 @@ impl Lvm {
         let mount = || mounts::mount_device(node, &request.target, found.fs.as_str(), request.options.flags, &data);
         let mut result = mount();
         if let Err(error) = &result
-            && self.may_repair(error)
+            && self.may_repair(error, found.fs)
         {
             let taken = if lock.is_none() { Some(Lock::volume(&request.lv, self.patience())?) } else { None };
             if let Some(lock) = lock.or(taken.as_ref()) {
@@ -303,7 +305,8 @@ impl Lvm {
                         });
                     }
                 }
-                filesystem::make(&self.runner, lock.fd(), node, request.fs, uuid, false, again)?;
+                let new = NewFs { fs: request.fs, uuid, quota: false, again, options: &request.mkfs };
+                filesystem::make(&self.runner, lock.fd(), node, &new)?;
                 Superblock { fs: request.fs, uuid, complete: true }
             }
         };

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 /// One line of /proc/self/mountinfo (proc_pid_mountinfo(5)).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
-    /// Device number of the file system.
+    /// Number of the block device, or that of the file system where it has none.
     pub device: (u32, u32),
     /// The directory of the file system that is mounted.
     pub root: PathBuf,
@@ -44,7 +44,15 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let target = unescape(fields.next()?);
     let mut rest = fields.skip_while(|field| *field != b"-");
     let fs_type = String::from_utf8_lossy(rest.nth(1)?).into_owned();
-    Some(Mount { device: (major.parse().ok()?, minor.parse().ok()?), root, target, fs_type })
+    let mut device = (major.parse().ok()?, minor.parse().ok()?);
+    // Btrfs, which may span several devices, has a number of its own making.
+    if fs_type == "btrfs"
+        && let Some(source) = rest.next().map(unescape)
+        && source.starts_with("/dev")
+    {
+        device = device_number(&source).unwrap_or(device);
+    }
+    Some(Mount { device, root, target, fs_type })
 }
 
 /// Space, tab, newline and backslash stand as three octal digits.

@@ -107,6 +107,9 @@ pub enum Options {
         one_pod: bool,
         /// Further mount options.
         mount: MountOptions,
+        /// How its file system is made, in the words of [`crate::filesystem::MkfsOptions`]: these
+        /// depend on its type, which is told elsewhere.
+        mkfs: String,
     },
     /// A pod's directory of a log volume.
     Log(LogOptions),
@@ -138,7 +141,7 @@ pub struct LogOptions {
 }
 
 const DATA: &str = "volumeGroup, logicalVolume, claimUID";
-const DATA_TAKES: &str = "volumeGroup, logicalVolume, claimUID, onePod and mountOptions";
+const DATA_TAKES: &str = "volumeGroup, logicalVolume, claimUID, onePod, mountOptions and mkfsOptions";
 const LOG: &str = "volume, size and quota";
 const LOG_TAKES: &str = "volume, size, quota, inodes, retention, volumeGroup, subPath, owner, mode and mountOptions";
 /// A directory with less than this is of no use to anybody.
@@ -165,6 +168,7 @@ impl Options {
                 claim_uid: ClaimUid::parse(need("claimUID", take("claimUID"))?)?,
                 one_pod: one_pod(take("onePod"))?,
                 mount: MountOptions::parse(take("mountOptions").unwrap_or(""))?,
+                mkfs: take("mkfsOptions").unwrap_or("").to_owned(),
             }
         } else {
             let volume = LogVolumeName::parse(need("volume", take("volume"))?)?;

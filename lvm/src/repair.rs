@@ -6,6 +6,7 @@ use crate::command::{CommandError, Kind, Runner};
 use crate::config::Repair;
 use crate::filesystem::FsType;
 use crate::lock::Lock;
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -27,7 +28,7 @@ impl Lvm {
         mount: impl Fn() -> io::Result<()>,
     ) -> io::Result<()> {
         match mount() {
-            Err(error) if is_damage(&error) && self.config.repair == Repair::Safe => {
+            Err(error) if self.may_repair(&error, fs) => {
                 repair(&self.runner, lock.fd(), device, fs)
                     .map_err(|failed| io::Error::other(format!("{error}; repairing it: {failed}")))?;
                 mount()
@@ -37,29 +38,34 @@ impl Lvm {
     }
 
     /// Whether a mount that failed so is worth taking the volume's lock for.
-    pub(crate) fn may_repair(&self, error: &io::Error) -> bool {
-        is_damage(error) && self.config.repair == Repair::Safe
+    pub(crate) fn may_repair(&self, error: &io::Error, fs: FsType) -> bool {
+        is_damage(error) && self.config.repair == Repair::Safe && tool(fs).is_some()
+    }
+}
+
+/// The program that repairs without throwing anything away, and its options.
+fn tool(fs: FsType) -> Option<(&'static str, &'static [&'static str])> {
+    match fs {
+        // Without -L it refuses to throw a log away (xfs_repair(8)).
+        FsType::Xfs => Some(("xfs_repair", &[])),
+        FsType::Ext4 => Some(("e2fsck", &["-p"])),
+        // `btrfs check --repair` is for developers of Btrfs (btrfs-check(8)).
+        FsType::Btrfs => None,
     }
 }
 
 fn repair(runner: &Runner, lock: BorrowedFd<'_>, device: &Path, fs: FsType) -> Result<(), CommandError> {
-    match fs {
-        // e2fsck(8): 1 is "errors were corrected".
-        FsType::Ext4 => {
-            let done = runner.run(Kind::Tool, "e2fsck", &["-p".as_ref(), device.as_os_str()], Some(lock))?;
-            if done.status.code() == Some(1) { Ok(()) } else { done.success().map(drop) }
-        }
-        // Without -L it refuses to throw a log away (xfs_repair(8)).
-        FsType::Xfs => {
-            runner.run(Kind::Tool, "xfs_repair", &[device.as_os_str()], Some(lock))?.success()?;
-            Ok(())
-        }
-    }
+    let Some((program, options)) = tool(fs) else { return Ok(()) };
+    let args: Vec<&OsStr> = options.iter().map(OsStr::new).chain([device.as_os_str()]).collect();
+    let done = runner.run(Kind::Tool, program, &args, Some(lock))?;
+    // e2fsck(8): 1 is "errors were corrected".
+    if fs == FsType::Ext4 && done.status.code() == Some(1) { Ok(()) } else { done.success().map(drop) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::filesystem::{MkfsOptions, NewFs};
     use std::os::fd::AsFd;
     use std::os::unix::fs::FileExt;
     use uuid::Uuid;
@@ -78,7 +84,9 @@ mod tests {
             let file = tempfile::NamedTempFile::new().unwrap();
             file.as_file().set_len(fs.minimum_size()).unwrap();
             let (runner, lock) = (Runner::default(), file.as_file().as_fd());
-            crate::filesystem::make(&runner, lock, file.path(), fs, Uuid::from_u128(7), false, false).unwrap();
+            let options = MkfsOptions::default();
+            let new = NewFs { fs, uuid: Uuid::from_u128(7), quota: false, again: false, options: &options };
+            crate::filesystem::make(&runner, lock, file.path(), &new).unwrap();
             // A count of the superblock, which its copies know better; the
             // checksum of a group (1 KiB blocks, so the groups are at 2048).
             let at = if fs == FsType::Xfs { 136 } else { 2048 + 0x1c };

@@ -50,6 +50,8 @@ pub mod context {
     pub const CLAIM_NAMESPACE: &str = "claimNamespace";
     /// UID of the claim.
     pub const CLAIM_UID: &str = "claimUID";
+    /// How its file system is made: options of mkfs.
+    pub const MKFS_OPTIONS: &str = "mkfsOptions";
     /// What kubelet says of the pod begins so; a user cannot write such keys.
     pub const KUBELETS: &str = "csi.storage.k8s.io/";
     /// `true`: the volume is inline in the pod, and the context is the pod's.
@@ -66,11 +68,15 @@ pub mod context {
 /// of PersistentVolume its claims get, `flexvolume` (the default) or `csi`.
 pub const SOURCE: &str = "source";
 
+/// Key of a StorageClass's parameters that goes into the PersistentVolume, for
+/// whoever makes its file system: options of mkfs.
+pub const MKFS_OPTIONS: &str = "mkfsOptions";
+
 /// Keys of `CreateVolumeRequest.parameters`. Any other key is refused.
 pub mod parameters {
     /// Volume group that the volume is carved from. Required.
     pub const VOLUME_GROUP: &str = "volumeGroup";
-    /// File system: `xfs` (the default) or `ext4`.
+    /// File system: `xfs` (the default), `ext4` or `btrfs`.
     pub const FS_TYPE: &str = "csi.storage.k8s.io/fstype";
     /// Name of the claim. Required.
     pub const PVC_NAME: &str = "csi.storage.k8s.io/pvc/name";

@@ -2,12 +2,13 @@
 
 use anyhow::{Result, ensure};
 use lvprov_tests::Test;
-use lvprov_tests::objects::{LONG, Source, Space, eventually, text, volume_size};
+use lvprov_tests::objects::{LONG, Source, Space, class, eventually, text, volume_size};
 use xtask::testbed::Cluster;
 
-pub const TESTS: [Test<Cluster>; 6] = [
+pub const TESTS: [Test<Cluster>; 7] = [
     ("growth::a_claim_grows_while_it_is_used", |c| grows(c, Source::Flexvolume)),
     ("growth::csi_a_claim_grows_while_it_is_used", |c| grows(c, Source::Csi)),
+    ("growth::csi_a_btrfs_grows_while_it_is_used", btrfs),
     ("growth::csi_what_the_group_cannot_hold_is_said_and_harms_nobody", csi_too_much),
     ("growth::csi_a_claim_grows_before_a_pod_uses_it", csi_unused),
     ("growth::what_the_group_cannot_hold_is_said_and_taken_back", too_much),
@@ -46,6 +47,27 @@ fn grows(cluster: &Cluster, source: Source) -> Result<()> {
         Ok(annotations.get("volume.alpha.kubernetes.io/pre-resize-capacity").is_none())
     })?;
     space.end()
+}
+
+/// The class says how it is made; kubelet carries that to whoever makes it.
+fn btrfs(cluster: &Cluster) -> Result<()> {
+    let space = Space::new(cluster, "grows-btrfs")?;
+    let parameters = "volumeGroup: vg0, source: csi, csi.storage.k8s.io/fstype: btrfs, mkfsOptions: '-m single'";
+    class(cluster, "btrfs-csi", parameters, "")?;
+    space.claim("c", "btrfs-csi", "1Gi", "")?;
+    space.pod_with_claim("p", Some("n1"), "c")?;
+    space.ready("p")?;
+    space.exec("p", "echo kept > /v0/file && sync")?;
+    let usage = cluster.node("n1")?.sh("btrfs filesystem df $(findmnt -n -t btrfs -o TARGET | head -1)")?;
+    ensure!(usage.contains("Metadata, single"), "{usage}");
+    request(&space, "c", "2Gi")?;
+    space.wait("pvc/c", "jsonpath={.status.capacity.storage}=2Gi")?;
+    let blocks: u64 = space.exec("p", "df -kP /v0 | tail -1 | awk '{print $2}'")?.trim().parse()?;
+    ensure!(blocks == 2 << 20, "the file system has {blocks} KiB");
+    ensure!(space.exec("p", "cat /v0/file")? == "kept");
+    space.end()?;
+    cluster.kubectl(["delete", "storageclass", "btrfs-csi"])?;
+    Ok(())
 }
 
 fn csi_too_much(cluster: &Cluster) -> Result<()> {

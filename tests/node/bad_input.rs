@@ -40,7 +40,7 @@ fn options(node: &Node) -> Result<()> {
         (log().with("volumeGroup", "--help"), &["volume group", "--help"]),
         (log().with("retention", "soon"), &["retention", "24h"]),
         (log().with("qouta", "1Gi"), &["qouta", "not known"]),
-        (log().fs("ntfs"), &["ntfs", "xfs or ext4"]),
+        (log().fs("ntfs"), &["ntfs", "xfs, ext4 or btrfs"]),
         (log().with("kubernetes.io/pod.uid", "somebody-else"), &["bad-1", "somebody-else"]),
         (log().without("kubernetes.io/pod.namespace"), &["pod.namespace", "missing"]),
         (log().with("kubernetes.io/pod.namespace", "../x"), &["namespace"]),

@@ -136,7 +136,7 @@ fn foreign(node: &Node) -> Result<()> {
     call.mount(node)?.failure(&["does not belong"])?;
     ensure!(!call.is_mounted(node)?);
     ensure!(before == node.run(["blkid", "-p", "-o", "export", &device])?);
-    // One that is neither xfs nor ext4.
+    // One that nobody mounts.
     node.run(["wipefs", "-qa", &device])?;
     node.run(["mkswap", "-q", &device])?;
     call.mount(node)?.failure(&["swap", "not formatted"])?;
@@ -150,7 +150,7 @@ fn other_fs(node: &Node) -> Result<()> {
     call.mount(node)?.success()?;
     call.unmount(node)?.success()?;
     call.clone().fs("ext4").mount(node)?.failure(&["file system xfs", "ext4 was asked for"])?;
-    call.fs("btrfs").mount(node)?.failure(&["btrfs", "xfs or ext4"])
+    call.fs("zfs").mount(node)?.failure(&["zfs", "xfs, ext4 or btrfs"])
 }
 
 fn gone(node: &Node) -> Result<()> {

@@ -3,6 +3,7 @@
 mod bad_input;
 mod counts;
 mod data;
+mod filesystems;
 mod hosts;
 mod limits;
 mod log_options;
@@ -27,6 +28,7 @@ fn main() {
     tests.extend(bad_input::TESTS);
     tests.extend(counts::TESTS);
     tests.extend(data::TESTS);
+    tests.extend(filesystems::TESTS);
     tests.extend(hosts::TESTS);
     tests.extend(limits::TESTS);
     tests.extend(log_options::TESTS);

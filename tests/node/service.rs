@@ -208,7 +208,7 @@ fn same_request(node: &Node) -> Result<()> {
     refused(&["create", &uid(0x202), SIZE, "--vg", "vg9"], "FailedPrecondition", &["no volume group vg9"])?;
     refused(&["create", &uid(0x202), SIZE, "--node", "n2"], "Unavailable", &["n2", "n1"])?;
     refused(&["create", &uid(0x202), "1048576"], "OutOfRange", &["too small for xfs"])?;
-    refused(&["create", &uid(0x202), SIZE, "--fs", "btrfs"], "InvalidArgument", &["btrfs"])?;
+    refused(&["create", &uid(0x202), SIZE, "--fs", "zfs"], "InvalidArgument", &["zfs"])?;
     refused(&["create", &uid(0x202), "1099511627776"], "ResourceExhausted", &["1 TiB was asked for", "missing"])?;
     ensure!(!exists(node, &uid(0x202))?, "something was left behind");
     // A volume that has grown since still is the one asked for.

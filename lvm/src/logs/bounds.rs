@@ -10,7 +10,7 @@ use crate::report::LogicalVolume;
 impl Lvm {
     /// Refuses a request that no volume of this node could meet.
     pub(super) fn check_request(&self, request: &PublishLog) -> Result<(), LogError> {
-        if request.size < request.fs.minimum_size() {
+        if request.size < request.fs.for_logs()?.minimum_size() {
             return Err(LogError::TooSmall { asked: request.size, fs: request.fs });
         }
         if !self.config.open_groups().any(|vg| *vg == request.vg) {

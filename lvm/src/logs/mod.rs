@@ -20,7 +20,7 @@ use crate::Lvm;
 use crate::command::CommandError;
 use crate::config::CONFIG_PATH;
 use crate::duration::show_duration;
-use crate::filesystem::{BlankError, FsType};
+use crate::filesystem::{BlankError, FsType, FsTypeError};
 use crate::lock::LockError;
 use crate::mounts::{BindOptions, UnmountError};
 use crate::names::{DirectoryName, LogVolumeName, LvName, Namespace, PodName, PodUid, VgName};
@@ -150,6 +150,9 @@ pub struct LogVolume {
 /// A log volume could not be mounted for a pod.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
+    /// The file system has no project quotas.
+    #[error(transparent)]
+    FsType(#[from] FsTypeError),
     /// The size is below what the file system needs.
     #[error("a log volume of {} is too small for {fs}, which needs at least {}", human(*.asked), human(.fs.minimum_size()))]
     TooSmall {

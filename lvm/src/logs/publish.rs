@@ -6,7 +6,7 @@ use super::directory::{
 };
 use super::index::Index;
 use super::{LogError, Ownership, Place, PublishLog, Record, errno, io, taken};
-use crate::filesystem::{self, FsType};
+use crate::filesystem::{self, FsType, MkfsOptions, NewFs};
 use crate::identity::{self, Owner};
 use crate::lock::Lock;
 use crate::names::PodUid;
@@ -280,7 +280,8 @@ impl Lvm {
         // An lvcreate that was cut off may have left a former owner's signatures.
         self.wipe(volume_lock, node)?;
         filesystem::prove_blank(&self.runner, node)?;
-        filesystem::make(&self.runner, volume_lock.fd(), node, fs, uuid, true, false)?;
+        let new = NewFs { fs, uuid, quota: true, again: false, options: &MkfsOptions::default() };
+        filesystem::make(&self.runner, volume_lock.fd(), node, &new)?;
         self.no_longer_new(place.vg, &place.lv)?;
         Ok(filesystem::Superblock { fs, uuid, complete: true })
     }

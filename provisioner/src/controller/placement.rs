@@ -136,6 +136,7 @@ mod tests {
             volume_group: VgName::parse("vg0").unwrap(),
             fs_type: FsType::Xfs,
             mount_options: String::new(),
+            mkfs_options: String::new(),
             bytes,
             access_modes: vec!["ReadWriteOnce".into()],
             topologies: Topologies::default(),

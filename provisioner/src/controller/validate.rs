@@ -9,15 +9,15 @@ use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::ResourceExt;
 
-use lvm::filesystem::{FsType, MountOptionError, MountOptions};
+use lvm::filesystem::{FsType, MkfsOptionError, MkfsOptions, MountOptionError, MountOptions};
 use lvm::names::{NameError, VgName};
 use lvm::size::{QuantityError, human};
 
 use super::names::BETA_STORAGE_CLASS;
 use super::quantity::storage_of;
 use super::topology::Topologies;
-use crate::names::SOURCE;
 use crate::names::parameters::{FS_TYPE, VOLUME_GROUP};
+use crate::names::{MKFS_OPTIONS, SOURCE};
 
 /// Through what kubelet mounts the volumes of a class, and so who grows them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -40,6 +40,8 @@ pub struct Request {
     pub fs_type: FsType,
     /// For `mount(8)`, joined by commas; empty when the class has none.
     pub mount_options: String,
+    /// For mkfs; empty when the class has none.
+    pub mkfs_options: String,
     /// At least so many bytes.
     pub bytes: u64,
     /// Of the claim.
@@ -99,9 +101,11 @@ pub enum Refusal {
     BindingMode(String, String),
     #[error("StorageClass {class}: {source}. Delete the class and make it again without the option")]
     MountOption { class: String, source: MountOptionError },
+    #[error("StorageClass {class}: {source}. Delete the class and make it again with {MKFS_OPTIONS} put right")]
+    MkfsOption { class: String, source: MkfsOptionError },
     #[error(
         "StorageClass {class} has the unknown parameter {parameter:?}. Known are volumeGroup, \
-         csi.storage.k8s.io/fstype and source. Delete the class and make it again without it"
+         csi.storage.k8s.io/fstype, mkfsOptions and source. Delete the class and make it again without it"
     )]
     Parameter { class: String, parameter: String },
     #[error(
@@ -115,7 +119,7 @@ pub enum Refusal {
     )]
     VolumeGroup { class: String, source: NameError },
     #[error(
-        "StorageClass {class} has file system {fs_type:?}; served are xfs and ext4. Delete the \
+        "StorageClass {class} has file system {fs_type:?}; served are xfs, ext4 and btrfs. Delete the \
          class and make it again with csi.storage.k8s.io/fstype: xfs"
     )]
     FsType { class: String, fs_type: String },
@@ -184,6 +188,7 @@ pub fn validate(claim: &PersistentVolumeClaim, class: &StorageClass) -> Result<R
         volume_group: template.volume_group,
         fs_type: template.fs_type,
         mount_options: template.mount_options,
+        mkfs_options: template.mkfs_options,
         bytes,
         access_modes,
         topologies: template.topologies,
@@ -201,6 +206,8 @@ pub struct Template {
     pub fs_type: FsType,
     /// For `mount(8)`, joined by commas.
     pub mount_options: String,
+    /// For mkfs, words separated by one space.
+    pub mkfs_options: String,
     /// Where they may be.
     pub topologies: Topologies,
 }
@@ -219,7 +226,9 @@ impl Template {
         }
         let none = BTreeMap::new();
         let parameters = class.parameters.as_ref().unwrap_or(&none);
-        if let Some(unknown) = parameters.keys().find(|key| !matches!(key.as_str(), VOLUME_GROUP | FS_TYPE | SOURCE)) {
+        if let Some(unknown) =
+            parameters.keys().find(|key| !matches!(key.as_str(), VOLUME_GROUP | FS_TYPE | MKFS_OPTIONS | SOURCE))
+        {
             return Err(Refusal::Parameter { class: name, parameter: unknown.clone() });
         }
         let volume_group = match parameters.get(VOLUME_GROUP).map(String::as_str) {
@@ -234,6 +243,10 @@ impl Template {
                 .parse()
                 .map_err(|_| Refusal::FsType { class: name.clone(), fs_type: wanted.chars().take(40).collect() })?,
         };
+        let mkfs_options = parameters.get(MKFS_OPTIONS).map(String::as_str).unwrap_or_default();
+        MkfsOptions::parse(fs_type, mkfs_options)
+            .map_err(|source| Refusal::MkfsOption { class: name.clone(), source })?;
+        let mkfs_options = mkfs_options.split_whitespace().collect::<Vec<_>>().join(" ");
         let source = match parameters.get(SOURCE).map(String::as_str) {
             None | Some("" | "flexvolume") => Source::Flexvolume,
             Some("csi") => Source::Csi,
@@ -241,7 +254,7 @@ impl Template {
         };
         let mount_options = class.mount_options.as_deref().unwrap_or_default().join(",");
         MountOptions::parse(&mount_options).map_err(|source| Refusal::MountOption { class: name, source })?;
-        Ok(Self { source, volume_group, fs_type, mount_options, topologies: Topologies::of(class) })
+        Ok(Self { source, volume_group, fs_type, mount_options, mkfs_options, topologies: Topologies::of(class) })
     }
 }
 
@@ -309,6 +322,25 @@ mod tests {
         assert_eq!(request.fs_type, FsType::Xfs);
         assert_eq!(request.mount_options, "noatime,discard");
         assert_eq!(request.mount_flags(), ["noatime", "discard"]);
+    }
+
+    #[test]
+    fn options_of_mkfs_are_those_of_the_file_system() {
+        let with = |fs: &str, options: &str| {
+            let (fs, options) = (json!(fs), json!(options));
+            move |c: &mut Value| {
+                c["parameters"] =
+                    json!({"volumeGroup": "vg0", "csi.storage.k8s.io/fstype": fs, "mkfsOptions": options});
+            }
+        };
+        let class = class(with("xfs", "  -i size=1024\n-m  reflink=0 "));
+        assert_eq!(validate(&claim(|_| ()), &class).unwrap().mkfs_options, "-i size=1024 -m reflink=0");
+        for (fs, options) in
+            [("ext4", "-i size=1024"), ("xfs", "-l logdev=/dev/sda"), ("btrfs", "-m raid1"), ("xfs", "-i")]
+        {
+            let text = refused_class(with(fs, options));
+            assert!(text.contains("mkfsOptions") && text.contains("mkfs option"), "{text}");
+        }
     }
 
     #[test]
@@ -424,8 +456,8 @@ mod tests {
 
     #[test]
     fn other_file_systems_are_refused() {
-        let text = refused_class(|c| c["parameters"]["csi.storage.k8s.io/fstype"] = json!("btrfs"));
-        assert!(text.contains("btrfs") && text.contains("ext4"), "{text}");
+        let text = refused_class(|c| c["parameters"]["csi.storage.k8s.io/fstype"] = json!("zfs"));
+        assert!(text.contains("zfs") && text.contains("btrfs"), "{text}");
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub enum CapabilityError {
     #[error("access mode {0} is not served: a local volume can be written on one node only, use ReadWriteOnce")]
     AccessMode(&'static str),
     /// A file system that is not ours.
-    #[error("file system {0:?} is not served: xfs or ext4")]
+    #[error("file system {0:?} is not served: xfs, ext4 or btrfs")]
     FileSystem(String),
     /// Two that differ.
     #[error("file systems {0} and {1} are asked for at once")]
@@ -129,7 +129,7 @@ pub(super) mod tests {
         assert_eq!(check(std::slice::from_ref(&ext4), None), Ok(FsType::Ext4));
         assert_eq!(check(&[ext4.clone(), any.clone()], Some("ext4")), Ok(FsType::Ext4));
         assert!(matches!(check(&[xfs], Some("ext4")), Err(CapabilityError::TwoFileSystems(..))));
-        for bad in ["btrfs", "XFS", "xfs ", "../xfs"] {
+        for bad in ["zfs", "XFS", "xfs ", "../xfs"] {
             assert!(matches!(check(std::slice::from_ref(&any), Some(bad)), Err(CapabilityError::FileSystem(_))));
         }
     }

@@ -391,7 +391,7 @@ mod tests {
             ("not that of the claim", Code::InvalidArgument, |r| r.name = "pvc-other".into()),
             ("not that of the claim", Code::InvalidArgument, |r| r.name.clear()),
             ("not that of the claim", Code::InvalidArgument, |r| set(r, parameters::PV_NAME, "pv-7")),
-            ("\"btrfs\"", Code::InvalidArgument, |r| set(r, parameters::FS_TYPE, "btrfs")),
+            ("\"zfs\"", Code::InvalidArgument, |r| set(r, parameters::FS_TYPE, "zfs")),
             ("asked for at once", Code::InvalidArgument, |r| set(r, parameters::FS_TYPE, "ext4")),
             ("no volume capability", Code::InvalidArgument, |r| r.volume_capabilities.clear()),
             ("MULTI_NODE_MULTI_WRITER", Code::InvalidArgument, |r| {

@@ -11,7 +11,7 @@ use std::path::{Component, Path, PathBuf};
 use lvm::Lvm;
 use lvm::config::NodeConfig;
 use lvm::data::{ExpandError, PublishData, PublishDataError};
-use lvm::filesystem::{FsType, FsTypeError, MountOptionError, MountOptions};
+use lvm::filesystem::{FsType, FsTypeError, MkfsOptionError, MkfsOptions, MountOptionError, MountOptions};
 use lvm::lock::LockError;
 use lvm::logs::{LogError, PublishLog};
 use lvm::mounts::{self, BindOptions, Mount, UnmountError};
@@ -73,6 +73,9 @@ pub enum NodeCallError {
     /// A file system is not served.
     #[error(transparent)]
     FsType(#[from] FsTypeError),
+    /// An option of mkfs is not served.
+    #[error(transparent)]
+    MkfsOption(#[from] MkfsOptionError),
     /// A name is not valid.
     #[error(transparent)]
     Name(#[from] NameError),
@@ -128,6 +131,8 @@ impl NodeCallError {
             | Self::InlineData
             | Self::MountOption(_)
             | Self::FsType(_)
+            | Self::MkfsOption(_)
+            | Self::Log(LogError::FsType(_))
             | Self::Name(_) => Code::InvalidArgument,
             Self::NoVolume(_) | Self::NotMounted { .. } | Self::Data(PublishDataError::Missing { .. }) => {
                 Code::NotFound
@@ -178,6 +183,8 @@ pub enum Published {
         alone: bool,
         /// Further options.
         options: MountOptions,
+        /// How the file system is made.
+        mkfs: MkfsOptions,
     },
     /// A directory of a log volume.
     Log {
@@ -238,19 +245,21 @@ impl Published {
             read_only: request.readonly,
             alone: mode == Mode::SingleNodeSingleWriter,
             options: MountOptions::parse(&flags)?,
+            mkfs: MkfsOptions::parse(fs, said.get(context::MKFS_OPTIONS).map_or("", String::as_str))?,
         })
     }
 
     /// Mounts it. The same call again changes nothing.
     pub fn publish(self, lvm: &Lvm, target: PathBuf, node_name: &str) -> Result<(), NodeCallError> {
         match self {
-            Self::Data { id, namespace, fs, read_only, alone, options } => {
+            Self::Data { id, namespace, fs, read_only, alone, options, mkfs } => {
                 lvm.publish_data(&PublishData {
                     vg: id.vg,
                     lv: id.lv,
                     claim_uid: id.claim_uid,
                     namespace,
                     fs,
+                    mkfs,
                     read_only,
                     alone,
                     options,

@@ -10,8 +10,17 @@ use anyhow::{Context, Result, bail};
 use crate::progress::step;
 
 /// For a node without Kubernetes.
-pub const NODE: &[&str] =
-    &["e2fsprogs", "iproute2", "kmod", "lvm2", "thin-provisioning-tools", "user-mode-linux", "util-linux", "xfsprogs"];
+pub const NODE: &[&str] = &[
+    "btrfs-progs",
+    "e2fsprogs",
+    "iproute2",
+    "kmod",
+    "lvm2",
+    "thin-provisioning-tools",
+    "user-mode-linux",
+    "util-linux",
+    "xfsprogs",
+];
 
 /// For a cluster, besides those of a node.
 pub const CLUSTER: &[&str] = &["busybox-static", "containerd", "containernetworking-plugins", "etcd-server", "runc"];

@@ -13,7 +13,7 @@ use kube::api::ObjectMeta;
 use crate::controller::names::{PROVISIONED_BY, PV_FINALIZER, volume_of};
 use crate::controller::quantity::storage;
 use crate::controller::validate::{Request, Source};
-use crate::names::{DRIVER, FLEX_DRIVER, TOPOLOGY_NODE};
+use crate::names::{DRIVER, FLEX_DRIVER, TOPOLOGY_NODE, context};
 
 /// Keys of `flexVolume.options`, read by the driver.
 mod options {
@@ -23,6 +23,7 @@ mod options {
     pub const CLAIM_UID: &str = "claimUID";
     pub const ONE_POD: &str = "onePod";
     pub const MOUNT_OPTIONS: &str = "mountOptions";
+    pub const MKFS_OPTIONS: &str = "mkfsOptions";
 }
 
 /// A logical volume that a node has made.
@@ -112,6 +113,9 @@ fn flex_source(claim_uid: &str, request: &Request, made: &Made) -> FlexPersisten
     if !request.mount_options.is_empty() {
         flex_options.insert(options::MOUNT_OPTIONS.to_owned(), request.mount_options.clone());
     }
+    if !request.mkfs_options.is_empty() {
+        flex_options.insert(options::MKFS_OPTIONS.to_owned(), request.mkfs_options.clone());
+    }
     FlexPersistentVolumeSource {
         driver: FLEX_DRIVER.to_owned(),
         fs_type: Some(request.fs_type.as_str().to_owned()),
@@ -121,11 +125,15 @@ fn flex_source(claim_uid: &str, request: &Request, made: &Made) -> FlexPersisten
 }
 
 fn csi_source(request: &Request, made: &Made) -> CSIPersistentVolumeSource {
+    let mut attributes = made.context.clone();
+    if !request.mkfs_options.is_empty() {
+        attributes.insert(context::MKFS_OPTIONS.to_owned(), request.mkfs_options.clone());
+    }
     CSIPersistentVolumeSource {
         driver: DRIVER.to_owned(),
         volume_handle: handle(&made.volume_group, &made.logical_volume),
         fs_type: Some(request.fs_type.as_str().to_owned()),
-        volume_attributes: Some(made.context.clone()),
+        volume_attributes: Some(attributes),
         ..CSIPersistentVolumeSource::default()
     }
 }
@@ -217,6 +225,7 @@ pub(super) mod tests {
             volume_group: VgName::parse("vg0").unwrap(),
             fs_type: FsType::Xfs,
             mount_options: options.into(),
+            mkfs_options: String::new(),
             bytes: (1 << 30) - 5,
             access_modes: vec!["ReadWriteOnce".into()],
             topologies: Topologies::default(),

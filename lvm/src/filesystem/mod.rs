@@ -1,12 +1,16 @@
 //! File systems: what is on a device, making one, growing one.
 
+mod mkfs;
+mod mount_options;
+
+pub use mkfs::{MkfsOptionError, MkfsOptions, NewFs, make};
+pub use mount_options::{MountOptionError, MountOptions};
+
 use crate::command::{CommandError, Kind, Runner};
 use crate::device;
-use nix::mount::MsFlags;
 use std::fmt;
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use uuid::Uuid;
@@ -19,12 +23,17 @@ pub enum FsType {
     Xfs,
     /// ext4.
     Ext4,
+    /// Btrfs, on one device.
+    Btrfs,
 }
 
 /// A file system type that is not served.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("file system {0:?} is not served; use xfs or ext4")]
-pub struct FsTypeError(String);
+#[error("file system {name:?} is not served; use {served}")]
+pub struct FsTypeError {
+    name: String,
+    served: &'static str,
+}
 
 impl std::str::FromStr for FsType {
     type Err = FsTypeError;
@@ -32,7 +41,8 @@ impl std::str::FromStr for FsType {
         match text {
             "xfs" => Ok(Self::Xfs),
             "ext4" => Ok(Self::Ext4),
-            other => Err(FsTypeError(other.chars().take(40).collect())),
+            "btrfs" => Ok(Self::Btrfs),
+            other => Err(FsTypeError { name: other.chars().take(40).collect(), served: "xfs, ext4 or btrfs" }),
         }
     }
 }
@@ -49,64 +59,42 @@ impl FsType {
         match self {
             Self::Xfs => "xfs",
             Self::Ext4 => "ext4",
+            Self::Btrfs => "btrfs",
         }
     }
 
-    /// The least size in bytes: mkfs.xfs(8) refuses less than 300 MiB, and an
+    /// The least size in bytes: mkfs.xfs(8) refuses less than 300 MiB and
+    /// mkfs.btrfs(8) less than 109 MiB, of which little would be left, and an
     /// ext4 of less than 16 MiB has little room left beside its journal.
     pub fn minimum_size(self) -> u64 {
         match self {
             Self::Xfs => 300 << 20,
             Self::Ext4 => 16 << 20,
+            Self::Btrfs => 256 << 20,
         }
     }
-}
 
-/// Mount options that a StorageClass may ask for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MountOptions {
-    /// Flags for mount(2).
-    pub flags: MsFlags,
-    /// Options that the file system itself reads.
-    pub data: Vec<&'static str>,
-}
-
-/// A mount option that is not on the list.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("mount option {0:?} is not served; served are {SERVED}")]
-pub struct MountOptionError(String);
-
-const SERVED: &str =
-    "noatime, nodiratime, relatime, strictatime, lazytime, nodev, nosuid, noexec, sync, dirsync, discard and nodiscard";
-
-impl Default for MountOptions {
-    fn default() -> Self {
-        Self { flags: MsFlags::empty(), data: Vec::new() }
-    }
-}
-
-impl MountOptions {
-    /// Parses options separated by commas, each from the list that is served.
-    pub fn parse(text: &str) -> Result<Self, MountOptionError> {
-        let mut options = Self::default();
-        for word in text.split(',').map(str::trim).filter(|word| !word.is_empty()) {
-            match word {
-                "noatime" => options.flags |= MsFlags::MS_NOATIME,
-                "nodiratime" => options.flags |= MsFlags::MS_NODIRATIME,
-                "relatime" => options.flags |= MsFlags::MS_RELATIME,
-                "strictatime" => options.flags |= MsFlags::MS_STRICTATIME,
-                "lazytime" => options.flags |= MsFlags::MS_LAZYTIME,
-                "nodev" => options.flags |= MsFlags::MS_NODEV,
-                "nosuid" => options.flags |= MsFlags::MS_NOSUID,
-                "noexec" => options.flags |= MsFlags::MS_NOEXEC,
-                "sync" => options.flags |= MsFlags::MS_SYNCHRONOUS,
-                "dirsync" => options.flags |= MsFlags::MS_DIRSYNC,
-                "discard" => options.data.push("discard"),
-                "nodiscard" => options.data.push("nodiscard"),
-                other => return Err(MountOptionError(other.chars().take(40).collect())),
-            }
+    /// The type, where log volumes can have it.
+    ///
+    /// # Errors
+    /// Where it has no project quotas: a pod's directory needs one.
+    pub fn for_logs(self) -> Result<Self, FsTypeError> {
+        match self {
+            Self::Xfs | Self::Ext4 => Ok(self),
+            Self::Btrfs => Err(FsTypeError {
+                name: self.to_string(),
+                served: "xfs or ext4, which have the quotas that a log volume needs",
+            }),
         }
-        Ok(options)
+    }
+
+    /// The program that looks at a damaged one, for messages.
+    pub fn checker(self) -> &'static str {
+        match self {
+            Self::Xfs => "xfs_repair",
+            Self::Ext4 => "e2fsck",
+            Self::Btrfs => "btrfs check",
+        }
     }
 }
 
@@ -117,19 +105,41 @@ pub struct Superblock {
     pub fs: FsType,
     /// Its UUID.
     pub uuid: Uuid,
-    /// Whether mkfs came to its end (XFS marks it).
+    /// Whether mkfs came to its end (XFS and Btrfs mark it).
     pub complete: bool,
 }
 
-/// Reads the superblock of the device. None: neither XFS nor ext4, which does
-/// not mean that it is blank.
+/// Reads the superblock of the device. None: none of the file systems that we
+/// make, which does not mean that it is blank.
 pub fn superblock(runner: &Runner, device: &Path) -> io::Result<Option<Superblock>> {
     let mut head = [0; 2048];
-    match device::read_head(runner, device, &mut head) {
-        Ok(()) => Ok(decode_superblock(&head)),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+    let read = |buffer: &mut [u8]| match device::read_head(runner, device, buffer) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
         Err(error) => Err(error),
+    };
+    if !read(&mut head)? {
+        return Ok(None);
     }
+    if let Some(found) = decode_superblock(&head) {
+        return Ok(Some(found));
+    }
+    // Btrfs has its own further back.
+    let mut head = vec![0; BTRFS_AT + 128];
+    Ok(if read(&mut head)? { decode_btrfs(&head[BTRFS_AT..]) } else { None })
+}
+
+/// Where Btrfs has its first superblock.
+const BTRFS_AT: usize = 64 << 10;
+
+fn decode_btrfs(block: &[u8]) -> Option<Superblock> {
+    // btrfs_super_block: fsid at 32, magic at 64; another magic until mkfs is done.
+    let complete = match block.get(64..72)? {
+        b"_BHRfS_M" => true,
+        b"!BHRfS_M" => false,
+        _ => return None,
+    };
+    Some(Superblock { fs: FsType::Btrfs, uuid: Uuid::from_slice(block.get(32..48)?).ok()?, complete })
 }
 
 /// What is written at the start of a new data volume, before anybody has
@@ -226,42 +236,16 @@ pub fn prove_blank(runner: &Runner, device: &Path) -> Result<(), BlankError> {
     }
 }
 
-/// Makes a file system with the given UUID. `again`: over one of our own whose
-/// mkfs did not come to its end. `quota`: ready for project quotas. `lock`: that
-/// of the volume, which mkfs keeps even if this process dies.
-pub fn make(
-    runner: &Runner,
-    lock: BorrowedFd<'_>,
-    device: &Path,
-    fs: FsType,
-    uuid: Uuid,
-    quota: bool,
-    again: bool,
-) -> Result<(), CommandError> {
-    let uuid = uuid.to_string();
-    // Nothing is discarded here: that took place, or was chosen not to, when the last owner left.
-    let mut args: Vec<String> = match fs {
-        FsType::Xfs => vec!["-q".into(), "-K".into(), "-m".into(), format!("uuid={uuid}")],
-        // Of several -E only the last would count.
-        FsType::Ext4 if quota => {
-            ["-q", "-U", &uuid, "-O", "quota,project", "-E", "nodiscard,quotatype=prjquota"].map(str::to_owned).to_vec()
-        }
-        FsType::Ext4 => ["-q", "-U", &uuid, "-E", "nodiscard"].map(str::to_owned).to_vec(),
-    };
-    if fs == FsType::Xfs && again {
-        args.push("-f".into());
-    }
-    args.push(device.display().to_string());
-    runner.run(Kind::Tool, if fs == FsType::Xfs { "mkfs.xfs" } else { "mkfs.ext4" }, &args, Some(lock))?.success()?;
-    Ok(())
-}
-
 /// Grows a mounted file system to the size of its device. Does nothing where it
 /// has that size already.
 pub fn grow(runner: &Runner, fs: FsType, device: &Path, mounted_at: &Path) -> Result<(), CommandError> {
     match fs {
         FsType::Xfs => runner.run(Kind::Tool, "xfs_growfs", &["-d".as_ref(), mounted_at.as_os_str()], None)?,
         FsType::Ext4 => runner.run(Kind::Tool, "resize2fs", &[device.as_os_str()], None)?,
+        FsType::Btrfs => {
+            let args = ["filesystem".as_ref(), "resize".as_ref(), "max".as_ref(), mounted_at.as_os_str()];
+            runner.run(Kind::Tool, "btrfs", &args, None)?
+        }
     }
     .success()?;
     Ok(())
@@ -282,11 +266,12 @@ mod tests {
     #[test]
     fn what_mkfs_makes_is_read_back() {
         let uuid = Uuid::from_u128(0x0f0e_7f0a_1111_8222_8333_4444_5555_6666);
-        for (fs, quota) in [(FsType::Xfs, false), (FsType::Ext4, false), (FsType::Ext4, true)] {
+        for (fs, quota) in [(FsType::Xfs, false), (FsType::Ext4, false), (FsType::Ext4, true), (FsType::Btrfs, false)] {
             let file = image(fs.minimum_size());
             assert_eq!(superblock(&Runner::default(), file.path()).unwrap(), None);
             prove_blank(&Runner::default(), file.path()).unwrap();
-            make(&Runner::default(), file.as_file().as_fd(), file.path(), fs, uuid, quota, false).unwrap();
+            let new = NewFs { fs, uuid, quota, again: false, options: &MkfsOptions::default() };
+            make(&Runner::default(), file.as_file().as_fd(), file.path(), &new).unwrap();
             assert_eq!(
                 superblock(&Runner::default(), file.path()).unwrap(),
                 Some(Superblock { fs, uuid, complete: true })
@@ -299,7 +284,7 @@ mod tests {
     #[test]
     fn a_new_volume_is_marked_until_it_is_formatted() {
         let uuid = Uuid::from_u128(7);
-        for fs in [FsType::Xfs, FsType::Ext4] {
+        for fs in [FsType::Xfs, FsType::Ext4, FsType::Btrfs] {
             let file = image(fs.minimum_size());
             assert!(!is_new(&Runner::default(), file.path(), uuid).unwrap());
             mark_new(file.path(), uuid).unwrap();
@@ -307,7 +292,8 @@ mod tests {
             assert!(!is_new(&Runner::default(), file.path(), Uuid::from_u128(8)).unwrap());
             assert_eq!(superblock(&Runner::default(), file.path()).unwrap(), None);
             prove_blank(&Runner::default(), file.path()).unwrap();
-            make(&Runner::default(), file.as_file().as_fd(), file.path(), fs, uuid, false, false).unwrap();
+            let new = NewFs { fs, uuid, quota: false, again: false, options: &MkfsOptions::default() };
+            make(&Runner::default(), file.as_file().as_fd(), file.path(), &new).unwrap();
             assert!(!is_new(&Runner::default(), file.path(), uuid).unwrap(), "{fs}");
         }
     }
@@ -318,6 +304,18 @@ mod tests {
         head[..4].copy_from_slice(b"XFSB");
         head[126] = 1;
         assert!(!decode_superblock(&head).unwrap().complete);
+    }
+
+    #[test]
+    fn a_btrfs_whose_mkfs_was_cut_off_is_known_as_such() {
+        let mut block = [0; 128];
+        block[32..48].copy_from_slice(Uuid::from_u128(7).as_bytes());
+        block[64..72].copy_from_slice(b"!BHRfS_M");
+        let found = Superblock { fs: FsType::Btrfs, uuid: Uuid::from_u128(7), complete: false };
+        assert_eq!(decode_btrfs(&block), Some(found));
+        block[64..72].copy_from_slice(b"_BHRfS_M");
+        assert_eq!(decode_btrfs(&block), Some(Superblock { complete: true, ..found }));
+        assert_eq!(decode_btrfs(&[0; 128]), None);
     }
 
     #[test]
@@ -333,17 +331,6 @@ mod tests {
     fn a_device_that_is_not_there_is_not_blank() {
         assert!(prove_blank(&Runner::default(), Path::new("/nonexistent")).is_err());
         assert!(superblock(&Runner::default(), Path::new("/nonexistent")).is_err());
-    }
-
-    #[test]
-    fn mount_options_come_from_a_list() {
-        let options = MountOptions::parse("noatime, discard,,nodev").unwrap();
-        assert_eq!(options.flags, MsFlags::MS_NOATIME | MsFlags::MS_NODEV);
-        assert_eq!(options.data, ["discard"]);
-        for bad in ["rw", "ro", "suid", "context=x", "bind", "remount", "nouuid", "logdev=/dev/sda", "discard discard"]
-        {
-            assert!(MountOptions::parse(bad).is_err(), "{bad}");
-        }
     }
 
     proptest! {
