@@ -192,7 +192,7 @@ fn one_pod_alone(cluster: &Cluster, source: Source) -> Result<()> {
     ensure!(text(&space.get("pod q")?, "/status/phase") == "Pending");
     space.delete_pod("p")?;
     space.ready("q")?;
-    space.end()
+    space.leave()
 }
 
 /// What kubelet's `kubelet_volume_stats_*` are made of.

@@ -4,7 +4,6 @@
 mod bad_input;
 mod behaviours;
 mod capacity;
-mod certificates;
 mod claims;
 mod crash;
 mod gc;
@@ -30,7 +29,6 @@ fn main() {
     tests.extend(bad_input::TESTS);
     tests.extend(logs::TESTS);
     tests.extend(metrics::TESTS);
-    tests.extend(certificates::TESTS);
     tests.extend(unmounts::TESTS);
     tests.extend(gc::TESTS);
     tests.extend(behaviours::TESTS);

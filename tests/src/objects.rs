@@ -74,6 +74,13 @@ impl<'a> Space<'a> {
         Ok(())
     }
 
+    /// Deletes the namespace without waiting, where what is left of it is of no
+    /// interest any more.
+    pub fn leave(self) -> Result<()> {
+        self.cluster.kubectl(["delete", "namespace", self.name, "--wait=false"])?;
+        Ok(())
+    }
+
     /// A claim; `more` is further YAML of its spec, in flow style, such as `volumeMode: Block`.
     pub fn claim(&self, name: &str, class: &str, size: &str, more: &str) -> Result<()> {
         let modes = if more.contains("accessModes") { "" } else { "accessModes: [ReadWriteOnce], " };

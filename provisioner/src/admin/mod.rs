@@ -12,7 +12,7 @@ mod garbage;
 pub mod gc;
 pub mod logs;
 mod report;
-pub mod table;
+mod table;
 pub mod volumes;
 
 use std::future::Future;

@@ -1,6 +1,6 @@
 //! How volumes come and go.
 
-use super::{capacities, choose, has_finalizer, wait_capacity};
+use super::{choose, has_finalizer, settled, wait_capacity};
 use crate::COMMANDS;
 use anyhow::{Context, Result, ensure};
 use lvprov_tests::objects::{LONG, Source, Space, class, eventually, text, volume_size, volumes_on};
@@ -47,7 +47,7 @@ pub fn default_class(cluster: &Cluster) -> Result<()> {
     }
     // A volume's end needs no class.
     let pv = text(&space.volume_of("early")?, "/metadata/name").to_owned();
-    space.end()?;
+    space.leave()?;
     cluster.wait(&format!("pv/{pv}"), "delete", LONG)
 }
 
@@ -75,7 +75,7 @@ pub fn ephemeral(cluster: &Cluster) -> Result<()> {
     }
     ensure!(volumes_on(cluster, "n1", "claim=ephemeral/")?.is_empty());
     ensure!(space.kubectl(&["get", "pvc", "-o", "name"])?.is_empty());
-    space.end()
+    space.leave()
 }
 
 pub fn retention(cluster: &Cluster) -> Result<()> {
@@ -113,26 +113,23 @@ pub fn retention(cluster: &Cluster) -> Result<()> {
     for node in ["n1", "n2"] {
         ensure!(volumes_on(cluster, node, "claim=retention/")?.is_empty());
     }
-    space.end()
+    space.leave()
 }
 
 pub fn kept_pv_deleted_first(cluster: &Cluster) -> Result<()> {
     let space = Space::new(cluster, "keptfirst")?;
     let pv = made(&space, "c", "ext4-retain-csi", "n1")?;
     cluster.kubectl(["delete", "pv", &pv, "--wait=false"])?;
-    // It waits for its claim, which goes on using it.
-    space.pod_with_claim("p", None, "c")?;
-    space.ready("p")?;
-    space.exec("p", "echo still > /v0/file && sync")?;
+    // It waits for its claim, which keeps it.
     let there = cluster.get_json(&format!("pv {pv}"))?;
     ensure!(text(&there, "/status/phase") == "Bound" && there["metadata"]["deletionTimestamp"].is_string());
-    space.delete_pod("p")?;
+    ensure!(text(&space.get("pvc c")?, "/status/phase") == "Bound");
     space.kubectl(&["delete", "pvc", "c", "--timeout=240s"])?;
     cluster.wait(&format!("pv/{pv}"), "delete", LONG)?;
     ensure!(volume_size(cluster, "n1", &pv)? == SMALL);
     ensure!(runs(cluster, "n1", "lvremove", &pv)? == 0);
     cluster.node("n1")?.run(["lvremove", "-qq", "-y", &format!("vg0/{pv}")])?;
-    space.end()
+    space.leave()
 }
 
 pub fn released_pv_deleted(cluster: &Cluster) -> Result<()> {
@@ -155,7 +152,7 @@ pub fn released_pv_deleted(cluster: &Cluster) -> Result<()> {
     ensure!(volumes_on(cluster, "n2", "claim=released/")?.is_empty());
     let removed = runs(cluster, "n2", "lvremove", &pv)?;
     ensure!(removed == 1, "removed {removed} times");
-    space.end()
+    space.leave()
 }
 
 pub fn finalizer(cluster: &Cluster) -> Result<()> {
@@ -179,14 +176,13 @@ pub fn finalizer(cluster: &Cluster) -> Result<()> {
     cluster.kubectl(["patch", "pv", &pv, "-p", patch])?;
     cluster.wait(&format!("pv/{pv}"), "delete", LONG)?;
     ensure!(volumes_on(cluster, "n1", "claim=finalizer/")?.is_empty());
-    space.end()
+    space.leave()
 }
 
 pub fn deleted_in_the_middle(cluster: &Cluster) -> Result<()> {
     let space = Space::new(cluster, "middle")?;
     let node = cluster.node("n1")?;
-    let capacity = capacities(cluster, "xfs")?.into_iter().find(|(node, ..)| node == "n1");
-    let free = capacity.context("n1's capacity")?.2;
+    let free = settled(cluster)?.into_iter().find(|(node, _)| node == "n1").context("n1's capacity")?.1;
     // The node waits for the group's lock, so it stays in the middle.
     let holder = node.sh("flock --no-fork /run/lvprov/vg-vg0.lock sleep 600 < /dev/null > /dev/null 2>&1 & echo $!")?;
     let asked = || -> Result<String> {
@@ -207,5 +203,5 @@ pub fn deleted_in_the_middle(cluster: &Cluster) -> Result<()> {
     ensure!(volumes_on(cluster, "n1", "claim=middle/")?.is_empty());
     cluster.wait(&format!("pv/{volume}"), "delete", LONG)?;
     wait_capacity(cluster, "xfs", "n1", Some(free))?;
-    space.end()
+    space.leave()
 }

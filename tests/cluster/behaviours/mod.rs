@@ -6,7 +6,7 @@ mod places;
 
 use anyhow::{Context, Result};
 use lvprov_tests::Test;
-use lvprov_tests::objects::{LONG, Space, text};
+use lvprov_tests::objects::{LONG, Space, eventually, text};
 use serde_json::Value;
 use xtask::testbed::Cluster;
 
@@ -59,6 +59,33 @@ fn wait_capacity(cluster: &Cluster, class: &str, node: &str, bytes: Option<u64>)
         is_capacity(object, class, node) && bytes.is_none_or(|bytes| says(object) == Some(bytes))
     })?;
     Ok(())
+}
+
+/// What each node's volume group has free, once nothing that other tests have
+/// left changes it any more, and the capacities of class xfs say the same.
+fn settled(cluster: &Cluster) -> Result<Vec<(String, u64)>> {
+    let mut free = Vec::new();
+    eventually("what other tests have left is gone", || {
+        let pvs = cluster.get_json("pv")?;
+        let ending = |pv: &Value| {
+            text(pv, "/status/phase") == "Released" && text(pv, "/spec/persistentVolumeReclaimPolicy") == "Delete"
+        };
+        if pvs["items"].as_array().is_some_and(|items| items.iter().any(ending)) {
+            return Ok(false);
+        }
+        free = ["n1", "n2"]
+            .map(|node| -> Result<_> { Ok((node.to_owned(), free_on(cluster, node)?)) })
+            .into_iter()
+            .collect::<Result<_>>()?;
+        let told = capacities(cluster, "xfs")?;
+        Ok(free.iter().all(|(node, bytes)| told.iter().any(|(of, _, says)| of == node && says == bytes)))
+    })?;
+    Ok(free)
+}
+
+fn free_on(cluster: &Cluster, node: &str) -> Result<u64> {
+    let out = cluster.node(node)?.run(["vgs", "--noheadings", "--units", "b", "--nosuffix", "-o", "vg_free", "vg0"])?;
+    Ok(out.trim().parse()?)
 }
 
 fn has_finalizer(pv: &Value) -> bool {

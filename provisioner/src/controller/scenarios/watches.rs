@@ -94,3 +94,27 @@ async fn a_node_that_is_up_again_has_not_been_silent() {
     assert!(none.is_err());
     assert_eq!(silent(), 500);
 }
+
+#[tokio::test]
+async fn a_node_with_other_labels_concerns_the_claims_that_wait_for_it_or_for_any() {
+    let named = |name: &str, selected: Option<&str>| {
+        let mut claim = claim();
+        claim["metadata"]["name"] = json!(name);
+        claim["metadata"]["annotations"] = match selected {
+            Some(node) => json!({"volume.kubernetes.io/selected-node": node}),
+            None => json!({}),
+        };
+        claim
+    };
+    let claims = vec![named("there", Some("n1")), named("elsewhere", Some("n2")), named("anywhere", None)];
+    let scene = Scene::new(World { claims, ..World::default() }).await;
+    let (changed, _) = broadcast::channel(8);
+    let mut triggers = std::pin::pin!(claim_triggers(&scene.ctx, &changed));
+    scene.ctx.nodes.tell(News::Changed("n1".into()));
+    let mut concerned = Vec::new();
+    while let Ok(Some(claim)) = tokio::time::timeout(Duration::from_millis(200), triggers.next()).await {
+        concerned.push(claim.name);
+    }
+    concerned.sort();
+    assert_eq!(concerned, ["anywhere", "there"]);
+}
