@@ -27,6 +27,10 @@ pub const MEANT_NODE: &str = "x-lvprov-node";
 /// Namespace of the installation, unless told otherwise.
 pub const NAMESPACE: &str = "lvprov-system";
 
+/// Secret with the authorities that sign the certificates of all sides, and
+/// their keys. Where there is none, nobody renews certificates.
+pub const AUTHORITIES_SECRET: &str = "lvprov-authorities";
+
 /// Secret with the controller's certificate and the nodes' CA.
 pub const CONTROLLER_TLS_SECRET: &str = "lvprov-controller-tls";
 

@@ -220,7 +220,8 @@ impl Tls {
 
     /// What is to be said of the own certificate at `now`, if anything.
     fn warning(&self, now: i64) -> Option<String> {
-        let Validity { not_before, not_after } = self.validity?;
+        let validity = self.validity?;
+        let Validity { not_before, not_after } = validity;
         let until = x509::show_time(not_after);
         if now > not_after {
             return Some(format!("it has expired, at {until}: nobody accepts it"));
@@ -228,9 +229,7 @@ impl Tls {
         if now < not_before {
             return Some(format!("it is valid from {} on: is the clock right?", x509::show_time(not_before)));
         }
-        // It should have been renewed when a third of its time was left.
-        (now >= not_after - (not_after - not_before) / 6)
-            .then(|| format!("it expires at {until}, and nobody has renewed it"))
+        validity.ends_soon(now).then(|| format!("it expires at {until}, and nobody has renewed it"))
     }
 }
 
@@ -380,7 +379,7 @@ mod tests {
 
     fn made() -> Certificates {
         install_crypto();
-        Certificates::generate(1).unwrap()
+        Certificates::generate(Duration::from_secs(24 * 3600)).unwrap()
     }
 
     /// What kubelet does: a new directory, and one rename.

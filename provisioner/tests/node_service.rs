@@ -17,7 +17,7 @@ use lvm::names::VgName;
 use lvm::report::VolumeGroup;
 use lvm::trouble::Notes;
 use lvprov::certificates::{Certificates, Material};
-use lvprov::controller::nodes::connect;
+use lvprov::controller::nodes::{Ageing, News, Nodes, connect};
 use lvprov::names::{DRIVER, MEANT_NODE, NODE_SERVER_NAME, TOPOLOGY_NODE, parameters};
 use lvprov::node::capacity::Reporter;
 use lvprov::node::in_progress::InProgress;
@@ -75,10 +75,13 @@ struct Bench {
 impl Bench {
     async fn start() -> Self {
         lvprov::tls::install_crypto();
+        Self::start_with(Certificates::generate(Duration::from_secs(24 * 3600)).unwrap()).await
+    }
+
+    async fn start_with(certificates: Certificates) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         fs::create_dir(at("backup")).unwrap();
-        let certificates = Certificates::generate(1).unwrap();
         certificates.node.write(&at("node")).unwrap();
         certificates.controller.write(&at("controller")).unwrap();
         let files = TlsDirectory::open(&at("node")).unwrap();
@@ -233,7 +236,7 @@ fn create(vg: &str, node: &str) -> CreateVolumeRequest {
 async fn only_the_controller_gets_an_answer() {
     let bench = Bench::start().await;
     let ours = &bench.certificates;
-    let others = Certificates::generate(1).unwrap();
+    let others = Certificates::generate(Duration::from_secs(24 * 3600)).unwrap();
     let node_ca = &ours.controller.ca;
     assert!(bench.answers(caller(Some(&ours.controller), node_ca, NODE_SERVER_NAME)).await);
 
@@ -253,11 +256,39 @@ async fn only_the_controller_gets_an_answer() {
     assert!(bench.answers(caller(Some(&ours.controller), node_ca, NODE_SERVER_NAME)).await);
 }
 
+/// The controller sees it where it connects: nobody asks for it.
+#[tokio::test]
+async fn a_node_that_shows_an_old_certificate_is_told_of() {
+    lvprov::tls::install_crypto();
+    let life = Duration::from_secs(24 * 3600);
+    let node: k8s_openapi::api::core::v1::Node = serde_json::from_value(serde_json::json!({
+        "metadata": {"name": NODE, "labels": {TOPOLOGY_NODE: NODE}},
+        "status": {"addresses": [{"type": "InternalIP", "address": "127.0.0.1"}]},
+    }))
+    .unwrap();
+    let now = lvprov::x509::now();
+    for (age, told) in [(23 * 3600, true), (3600, false)] {
+        let bench = Bench::start_with(Certificates::generate_at(life, now - age).unwrap()).await;
+        let files = TlsDirectory::open(&bench.directory.path().join("controller")).unwrap();
+        let nodes = Nodes::new(Some(files), bench.address.port());
+        let (mut ageing, mut news) = (nodes.ageing(), nodes.news());
+        nodes.observe(&node);
+        assert_eq!(timeout(SOON, news.recv()).await.unwrap().unwrap(), News::Up(NODE.to_owned()));
+        if told {
+            let ends = now - age + 24 * 3600;
+            let expected = Ageing { node: NODE.to_owned(), ends };
+            assert_eq!(timeout(SOON, ageing.recv()).await.unwrap().unwrap(), expected);
+        }
+        nodes.forget(NODE);
+        assert!(ageing.try_recv().is_err());
+    }
+}
+
 #[tokio::test]
 async fn metrics_are_for_their_readers_and_the_controller() {
     let bench = Bench::start().await;
     let ours = &bench.certificates;
-    let others = Certificates::generate(1).unwrap();
+    let others = Certificates::generate(Duration::from_secs(24 * 3600)).unwrap();
     let node_ca = &ours.metrics.ca;
     let by = |own: Option<&Material>| caller(own, node_ca, NODE_SERVER_NAME);
     // As soon as the first report is there.
@@ -271,6 +302,8 @@ async fn metrics_are_for_their_readers_and_the_controller() {
             "lvprov_volume_group_free_bytes{volume_group=\"vg0\"} 3221225472\n",
             "lvprov_commands_total{kind=\"mutate\"} ",
             "lvprov_failing_unmounts 0\n",
+            "lvprov_certificate_expiry_timestamp_seconds{file=\"tls.crt\"} ",
+            "lvprov_certificate_expiry_timestamp_seconds{file=\"metrics-ca.crt\"} ",
         ] {
             assert!(text.contains(sample), "no {sample} in\n{text}");
         }

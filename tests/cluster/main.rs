@@ -4,6 +4,7 @@
 mod bad_input;
 mod behaviours;
 mod capacity;
+mod certificates;
 mod claims;
 mod crash;
 mod gc;
@@ -29,6 +30,7 @@ fn main() {
     tests.extend(bad_input::TESTS);
     tests.extend(logs::TESTS);
     tests.extend(metrics::TESTS);
+    tests.extend(certificates::TESTS);
     tests.extend(unmounts::TESTS);
     tests.extend(gc::TESTS);
     tests.extend(behaviours::TESTS);

@@ -26,10 +26,15 @@ impl Default for MountOptions {
 }
 
 impl MountOptions {
+    /// The options of a text, one by one.
+    pub fn words(text: &str) -> impl Iterator<Item = &str> {
+        text.split(',').map(str::trim).filter(|word| !word.is_empty())
+    }
+
     /// Parses options separated by commas, each from the list that is served.
     pub fn parse(text: &str) -> Result<Self, MountOptionError> {
         let mut options = Self::default();
-        for word in text.split(',').map(str::trim).filter(|word| !word.is_empty()) {
+        for word in Self::words(text) {
             match word {
                 "noatime" => options.flags |= MsFlags::MS_NOATIME,
                 "nodiratime" => options.flags |= MsFlags::MS_NODIRATIME,

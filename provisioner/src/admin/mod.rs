@@ -12,7 +12,7 @@ mod garbage;
 pub mod gc;
 pub mod logs;
 mod report;
-mod table;
+pub mod table;
 pub mod volumes;
 
 use std::future::Future;

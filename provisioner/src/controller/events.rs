@@ -1,4 +1,4 @@
-//! Events on claims, PVs and pods: what users are told, and that it is told once.
+//! Events on claims, PVs, pods, nodes and Secrets: what users are told, and that it is told once.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -59,6 +59,10 @@ pub enum Reason {
     VolumeKept,
     /// A pod's volume cannot be unmounted; kubelet goes on trying.
     FailedUnmount,
+    /// A certificate, or an authority, has been made anew.
+    CertificateRenewed,
+    /// A certificate is not renewed, or a node does not use the new one.
+    CertificateNotRenewed,
 }
 
 impl Reason {
@@ -81,12 +85,17 @@ impl Reason {
             Self::VolumeDeleteFailed => "VolumeDeleteFailed",
             Self::VolumeKept => "VolumeKept",
             Self::FailedUnmount => "FailedUnmount",
+            Self::CertificateRenewed => "CertificateRenewed",
+            Self::CertificateNotRenewed => "CertificateNotRenewed",
         }
     }
 
     fn type_(self) -> EventType {
         match self {
-            Self::ProvisioningSucceeded | Self::VolumeGrown | Self::VolumeGrowthWithdrawn => EventType::Normal,
+            Self::ProvisioningSucceeded
+            | Self::VolumeGrown
+            | Self::VolumeGrowthWithdrawn
+            | Self::CertificateRenewed => EventType::Normal,
             _ => EventType::Warning,
         }
     }
@@ -107,6 +116,7 @@ impl Reason {
             | Self::VolumeGrowthWithdrawn => "Grow",
             Self::VolumeInUse | Self::VolumeDeleteFailed | Self::VolumeKept => "Delete",
             Self::FailedUnmount => "Unmount",
+            Self::CertificateRenewed | Self::CertificateNotRenewed => "Renew",
         }
     }
 }

@@ -17,6 +17,7 @@ mod names;
 pub mod nodes;
 mod placement;
 mod quantity;
+mod renewal;
 #[cfg(test)]
 mod scenarios;
 mod topology;
@@ -44,7 +45,7 @@ use tokio_stream::wrappers::BroadcastStream;
 use tracing::{debug, error, info, warn};
 
 use crate::names::{NAMESPACE, NODE_PORT};
-use crate::tls::{TlsDirectory, TlsError};
+use crate::tls::TlsError;
 use crate::with_causes;
 use calls::Calls;
 use claim::ClassChanged;
@@ -63,7 +64,8 @@ pub struct Args {
     /// Directory with tls.crt, tls.key and ca.crt, to call the nodes with
     #[arg(long, default_value = "/tls", value_name = "DIR")]
     pub tls_dir: PathBuf,
-    /// Namespace of the Lease and of the CSIStorageCapacity objects
+    /// Namespace of the Lease, of the CSIStorageCapacity objects and of the
+    /// Secrets with certificates
     #[arg(long, default_value = NAMESPACE)]
     pub namespace: String,
     /// TCP port of the node service on every node
@@ -135,9 +137,6 @@ async fn serve(args: Args) -> Result<(), ControllerError> {
     };
     tokio::pin!(told_to_stop);
 
-    let tls = TlsDirectory::open(&args.tls_dir)?;
-    // Ends with the runtime.
-    tokio::spawn(Arc::clone(&tls).watch());
     let client = Client::try_default().await.map_err(|error| ControllerError::Client(Box::new(error)))?;
     let identity = args.identity.clone().unwrap_or_else(host_name);
     let election = Election::new(client.clone(), &args.namespace, identity.clone());
@@ -147,7 +146,7 @@ async fn serve(args: Args) -> Result<(), ControllerError> {
         () = &mut told_to_stop => return Ok(()),
     };
     let ended = tokio::select! {
-        ended = act(&args, client, tls, identity) => ended,
+        ended = act(&args, client, identity) => ended,
         lost = election.keep(since) => return Err(lost.into()),
         () = &mut told_to_stop => Ok(()),
     };
@@ -164,7 +163,11 @@ fn host_name() -> String {
 }
 
 /// The work of the leader.
-async fn act(args: &Args, client: Client, tls: Arc<TlsDirectory>, identity: String) -> Result<(), ControllerError> {
+async fn act(args: &Args, client: Client, identity: String) -> Result<(), ControllerError> {
+    let events = Events::new(client.clone(), identity);
+    let tls = renewal::open(&args.tls_dir, &client, &events, &args.namespace).await?;
+    // Ends with the runtime.
+    tokio::spawn(Arc::clone(&tls).watch());
     let cluster = cluster_id(&client).await?;
     let owner = owner(args, &client).await?;
     let patience = Duration::from_secs(args.node_patience);
@@ -177,7 +180,7 @@ async fn act(args: &Args, client: Client, tls: Arc<TlsDirectory>, identity: Stri
         Controller::new(Api::<PersistentVolumeClaim>::all(client.clone()), watcher::Config::default());
     let volume_controller = Controller::new(Api::<PersistentVolume>::all(client.clone()), watcher::Config::default());
     let ctx = Arc::new(Context {
-        events: Events::new(client.clone(), identity),
+        events,
         cluster,
         nodes: nodes.clone(),
         node_objects: node_objects.clone(),
@@ -193,6 +196,8 @@ async fn act(args: &Args, client: Client, tls: Arc<TlsDirectory>, identity: Stri
     });
     // Before anything can happen that they tell of.
     let unmounts = trouble::run(ctx.clone(), nodes.troubles());
+    let renewing = renewal::run(&ctx.client, &ctx.events, &args.namespace);
+    let ageing = renewal::tell_nodes(ctx.clone(), nodes.ageing());
     let claim_triggers = claim_triggers(&ctx, &class_changed);
     let volume_triggers = volume_triggers(&ctx);
     let publisher = capacity::Publisher::new(
@@ -251,6 +256,8 @@ async fn act(args: &Args, client: Client, tls: Arc<TlsDirectory>, identity: Stri
     tokio::select! {
         () = work => Err(ControllerError::Ended("claims and volumes")),
         () = publishing => Err(ControllerError::Ended("capacity")),
+        () = renewing => Err(ControllerError::Ended("certificates")),
+        () = ageing => Err(ControllerError::Ended("nodes' certificates")),
         () = unmounts => Err(ControllerError::Ended("unmounts that fail")),
         () = node_watch => Err(ControllerError::Ended("nodes")),
         () = class_watch => Err(ControllerError::Ended("StorageClasses")),

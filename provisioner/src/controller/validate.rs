@@ -229,7 +229,7 @@ impl Template {
         if let Some(unknown) =
             parameters.keys().find(|key| !matches!(key.as_str(), VOLUME_GROUP | FS_TYPE | MKFS_OPTIONS | SOURCE))
         {
-            return Err(Refusal::Parameter { class: name, parameter: unknown.clone() });
+            return Err(Refusal::Parameter { class: name, parameter: unknown.chars().take(80).collect() });
         }
         let volume_group = match parameters.get(VOLUME_GROUP).map(String::as_str) {
             None | Some("") => return Err(Refusal::NoVolumeGroup(name)),
@@ -254,14 +254,21 @@ impl Template {
         };
         let mount_options = class.mount_options.as_deref().unwrap_or_default().join(",");
         MountOptions::parse(&mount_options).map_err(|source| Refusal::MountOption { class: name, source })?;
+        // Only the options themselves go on, into PVs: no white space around them.
+        let options: Vec<&str> = MountOptions::words(&mount_options).collect();
+        let mount_options = options.join(",");
         Ok(Self { source, volume_group, fs_type, mount_options, mkfs_options, topologies: Topologies::of(class) })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::{option, sample};
     use serde_json::{Value, json};
+
+    use super::*;
 
     fn class(change: impl FnOnce(&mut Value)) -> StorageClass {
         let mut class = json!({
@@ -285,6 +292,67 @@ mod tests {
         });
         change(&mut claim);
         serde_json::from_value(claim).unwrap()
+    }
+
+    /// What somebody might try: plain, as an option, with what a shell, LVM, a
+    /// path or YAML reads differently, and over-long.
+    fn hostile() -> impl Strategy<Value = String> {
+        let known = sample::select(vec!["vg0", "xfs", "ext4", "csi", "noatime", "discard", "volumeGroup", "source"]);
+        let evil = sample::select(vec![
+            "-", "--help", "\n", "\0", " ", "\u{a0}", "\u{2028}", ",", "/", "..", "$(id)", ";", "'", "@", "=", "ä",
+            "\u{202e}",
+        ]);
+        prop_oneof![
+            3 => known.clone().prop_map(str::to_owned),
+            3 => (evil.clone(), known.clone()).prop_map(|(evil, known)| format!("{evil}{known}")),
+            3 => (known.clone(), evil.clone()).prop_map(|(known, evil)| format!("{known}{evil}")),
+            1 => (known, evil).prop_map(|(known, evil)| format!("{known}{evil}").repeat(300)),
+            1 => "\\PC{0,40}",
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn nothing_in_a_class_reaches_a_node_or_a_volume_but_what_is_on_a_list(
+            group in hostile(), fs in hostile(), source in hostile(), mkfs in hostile(), extra in option::weighted(0.2, hostile()),
+            options in vec(hostile(), 0..3), plain in any::<[bool; 5]>(),
+        ) {
+            let pick = |plain, hostile: String, usual: &str| if plain { usual.to_owned() } else { hostile };
+            let class = class(|c| {
+                c["parameters"] = json!({
+                    "volumeGroup": pick(plain[0], group, "vg0"),
+                    "csi.storage.k8s.io/fstype": pick(plain[1], fs, "xfs"),
+                    "source": pick(plain[2], source, "csi"),
+                });
+                if let Some(extra) = extra {
+                    c["parameters"][extra] = json!("x");
+                }
+                if plain[4] {
+                    c["parameters"][MKFS_OPTIONS] = json!(format!("-m {mkfs}"));
+                }
+                c["mountOptions"] = json!(if plain[3] { vec!["noatime".to_owned()] } else { options });
+            });
+            match validate(&claim(|_| ()), &class) {
+                Ok(request) => {
+                    let group = request.volume_group.as_str();
+                    prop_assert!(group.bytes().all(|b| b.is_ascii_alphanumeric() || b"+_.-".contains(&b)), "{:?}", group);
+                    prop_assert!(!group.starts_with(['-', '.']) && group.len() < 128, "{:?}", group);
+                    for flag in request.mount_flags() {
+                        prop_assert!(flag.bytes().all(|b| b.is_ascii_lowercase()), "{:?}", flag);
+                    }
+                    prop_assert_eq!(request.mount_flags().join(","), request.mount_options);
+                    let listed = |b: u8| b.is_ascii_alphanumeric() || b"-_=, ".contains(&b);
+                    prop_assert!(request.mkfs_options.bytes().all(listed), "{:?}", request.mkfs_options);
+                }
+                Err(refusal) => {
+                    let text = refusal.to_string();
+                    prop_assert!(text.chars().all(|c| !c.is_control()), "{:?}", text);
+                    prop_assert!(text.len() < 1000, "too long for an Event: {}", text);
+                }
+            }
+        }
     }
 
     fn refused(claim: &PersistentVolumeClaim, class: &StorageClass) -> String {

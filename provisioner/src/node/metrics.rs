@@ -26,6 +26,7 @@ use super::capacity::Capacity;
 use super::exposition::{self, Exposition, Type};
 use super::served::Served;
 use super::trouble::persisting;
+use crate::tls::TlsDirectory;
 
 /// How long a reader waits for another one. A disk that does not answer holds
 /// up one thread, and not one for each reader.
@@ -53,6 +54,7 @@ pub struct Metrics {
     served: Served,
     capacity: Capacity,
     notes: Notes,
+    certificates: Option<Arc<TlsDirectory>>,
     reading: Arc<Mutex<()>>,
 }
 
@@ -65,7 +67,13 @@ struct Seen {
 impl Metrics {
     /// Of the Kubernetes node `node_name`; `notes`: of unmounts that fail.
     pub fn new(node_name: &str, lvm: Arc<Lvm>, served: Served, capacity: Capacity, notes: Notes) -> Self {
-        Self { node_name: node_name.into(), lvm, served, capacity, notes, reading: Arc::default() }
+        let (node_name, reading) = (node_name.into(), Arc::default());
+        Self { node_name, lvm, served, capacity, notes, certificates: None, reading }
+    }
+
+    /// Also of these certificates.
+    pub fn with_certificates(self, certificates: Arc<TlsDirectory>) -> Self {
+        Self { certificates: Some(certificates), ..self }
     }
 
     /// Serves them at `/metrics`.
@@ -125,7 +133,21 @@ impl Metrics {
             "Volume directories of pods whose unmounts keep failing; their pods hang in Terminating.",
         )
         .sample(&[], u64::try_from(failing).unwrap_or(u64::MAX));
+        if let Some(certificates) = &self.certificates {
+            write_certificates(&mut text, &certificates.now().expiries());
+        }
         Ok(text.into_text())
+    }
+}
+
+fn write_certificates(text: &mut Exposition, expiries: &[(&'static str, i64)]) {
+    let mut metric = text.metric(
+        "lvprov_certificate_expiry_timestamp_seconds",
+        Type::Gauge,
+        "When the certificates of a file that the node service uses end; for authorities, the last of them.",
+    );
+    for (file, expiry) in expiries {
+        metric.sample(&[("file", file)], u64::try_from(*expiry).unwrap_or(0));
     }
 }
 

@@ -115,8 +115,8 @@ pub async fn serve_metrics(
     stop: CancellationToken,
 ) -> Result<(), Error> {
     let Shared { node_name, lvm, served, capacity, notes, .. } = shared;
-    let metrics = Metrics::new(&node_name, lvm, served, capacity, notes);
     let Tls { files, longest_connection } = tls;
+    let metrics = Metrics::new(&node_name, lvm, served, capacity, notes).with_certificates(Arc::clone(&files));
     let connections = connections(listener, longest_connection, move || files.now().metrics_config());
     Server::builder()
         .max_connection_age(longest_connection)

@@ -2,13 +2,13 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -19,6 +19,7 @@ use tower::service_fn;
 use crate::names::{MEANT_NODE, NODE_SERVER_NAME};
 use crate::tls::TlsDirectory;
 use crate::with_causes;
+use crate::x509::{self, Validity};
 
 /// For a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -81,13 +82,43 @@ pub fn sent_by_node(status: &Status) -> bool {
 /// # Errors
 /// When `address` and `port` make no address.
 pub fn connect(address: IpAddr, port: u16, tls: Option<Arc<TlsDirectory>>) -> Result<Channel, tonic::transport::Error> {
+    connect_noting(address, port, tls, Arc::default())
+}
+
+/// As [`connect`], noting what certificate is shown there.
+///
+/// # Errors
+/// When `address` and `port` make no address.
+pub(super) fn connect_noting(
+    address: IpAddr,
+    port: u16,
+    tls: Option<Arc<TlsDirectory>>,
+    shown: Arc<Shown>,
+) -> Result<Channel, tonic::transport::Error> {
     match tls {
-        Some(tls) => connect_with(address, port, move || tls.now().client_config()),
+        Some(tls) => connect_with(address, port, move || tls.now().client_config(), shown),
         None => Ok(endpoint(address, port, "http")?.connect_lazy()),
     }
 }
 
-/// As [`connect`], with what `config` gives when the connection is made.
+/// The certificate that a node has shown last.
+#[derive(Debug, Default)]
+pub struct Shown(Mutex<Option<Validity>>);
+
+impl Shown {
+    /// None: no connection was made yet.
+    pub fn validity(&self) -> Option<Validity> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, certificates: Option<&[CertificateDer<'_>]>) {
+        let validity = certificates.and_then(|all| x509::validity(all.first()?));
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = validity;
+    }
+}
+
+/// As [`connect`], with what `config` gives when the connection is made; `shown`
+/// notes what certificate is shown there.
 ///
 /// # Errors
 /// When `address` and `port` make no address.
@@ -95,14 +126,17 @@ pub fn connect_with(
     address: IpAddr,
     port: u16,
     config: impl Fn() -> Arc<ClientConfig> + Send + 'static,
+    shown: Arc<Shown>,
 ) -> Result<Channel, tonic::transport::Error> {
     let connector = service_fn(move |_: Uri| {
-        let config = config();
+        let (config, shown) = (config(), Arc::clone(&shown));
         async move {
             let stream = TcpStream::connect((address, port)).await?;
             stream.set_nodelay(true)?;
             let name = ServerName::try_from(NODE_SERVER_NAME).map_err(io::Error::other)?;
-            Ok::<_, io::Error>(TokioIo::new(TlsConnector::from(config).connect(name, stream).await?))
+            let stream = TlsConnector::from(config).connect(name, stream).await?;
+            shown.note(stream.get_ref().1.peer_certificates());
+            Ok::<_, io::Error>(TokioIo::new(stream))
         }
     });
     // The scheme makes tonic add no TLS of its own.

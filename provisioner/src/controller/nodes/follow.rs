@@ -13,7 +13,8 @@ use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 use tracing::warn;
 
-use super::{Nodes, connect, explain};
+use super::connection::{Shown, connect_noting};
+use super::{Nodes, explain};
 use crate::with_causes;
 
 /// For the first report on a connection.
@@ -31,14 +32,14 @@ const REPLACE_RETRY: Duration = Duration::from_secs(60);
 type Stream = (Streaming<CapacityReport>, CapacityReport);
 
 /// Keeps the stream of one node open, until the task is aborted.
-pub(super) async fn follow(nodes: Arc<Nodes>, name: String, address: IpAddr, mut channel: Channel) {
+pub(super) async fn follow(nodes: Arc<Nodes>, name: String, address: IpAddr, mut channel: Channel, shown: Arc<Shown>) {
     let mut retry = FIRST_RETRY;
     loop {
         let started = Instant::now();
         let why = match open(&name, channel.clone()).await {
             Ok(stream) => {
                 retry = FIRST_RETRY;
-                let Err(why) = listen(&nodes, &name, address, &mut channel, stream).await;
+                let Err(why) = listen(&nodes, &name, address, &mut channel, &shown, stream).await;
                 why
             }
             Err(status) => explain(&status),
@@ -73,9 +74,11 @@ async fn listen(
     name: &str,
     address: IpAddr,
     channel: &mut Channel,
+    shown: &Arc<Shown>,
     (mut reports, first): Stream,
 ) -> Result<Infallible, String> {
     nodes.report(name, first);
+    nodes.look_at_certificate(name, shown);
     let old = sleep(spread(nodes.longest_connection));
     tokio::pin!(old);
     loop {
@@ -85,13 +88,14 @@ async fn listen(
                 by(name, &report).map_err(|status| explain(&status))?;
                 nodes.report(name, report);
             }
-            () = &mut old => match anew(nodes, name, address).await {
+            () = &mut old => match anew(nodes, name, address, shown).await {
                 Ok((connection, (stream, first))) => {
                     // What is under way on the old one keeps it until it is done.
                     nodes.replace(name, connection.clone());
                     *channel = connection;
                     reports = stream;
                     nodes.report(name, first);
+                    nodes.look_at_certificate(name, shown);
                     old.set(sleep(spread(nodes.longest_connection)));
                 }
                 Err(why) => {
@@ -103,8 +107,9 @@ async fn listen(
     }
 }
 
-async fn anew(nodes: &Nodes, name: &str, address: IpAddr) -> Result<(Channel, Stream), String> {
-    let channel = connect(address, nodes.port, nodes.tls.clone()).map_err(|error| with_causes(&error))?;
+async fn anew(nodes: &Nodes, name: &str, address: IpAddr, shown: &Arc<Shown>) -> Result<(Channel, Stream), String> {
+    let channel = connect_noting(address, nodes.port, nodes.tls.clone(), Arc::clone(shown))
+        .map_err(|error| with_causes(&error))?;
     let stream = open(name, channel.clone()).await.map_err(|status| explain(&status))?;
     Ok((channel, stream))
 }

@@ -21,8 +21,9 @@ use tracing::{info, warn};
 
 use crate::names::TOPOLOGY_NODE;
 use crate::tls::TlsDirectory;
-use crate::with_causes;
-pub use connection::{call_to, connect, connect_with, explain, sent_by_node};
+use crate::{with_causes, x509};
+use connection::connect_noting;
+pub use connection::{Shown, call_to, connect, connect_with, explain, sent_by_node};
 use follow::{LONGEST_CONNECTION, follow};
 
 /// A volume group of a node. Sizes in bytes.
@@ -109,6 +110,15 @@ pub struct Troubles {
     pub failing: Vec<FailingUnmount>,
 }
 
+/// A node shows a certificate that should have been replaced by now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ageing {
+    /// The node.
+    pub node: String,
+    /// When the certificate ends, in seconds since 1970.
+    pub ends: i64,
+}
+
 /// How to call a node.
 #[derive(Debug, Clone)]
 pub struct Reached {
@@ -135,6 +145,7 @@ pub struct Nodes {
     table: Mutex<BTreeMap<String, Entry>>,
     news: broadcast::Sender<News>,
     troubles: broadcast::Sender<Troubles>,
+    ageing: broadcast::Sender<Ageing>,
 }
 
 struct Entry {
@@ -162,8 +173,9 @@ impl Nodes {
     /// As [`Nodes::new`], with connections that are replaced after other than
     /// the usual time.
     pub fn with_connections_of(longest: Duration, tls: Option<Arc<TlsDirectory>>, port: u16) -> Arc<Self> {
-        let (news, troubles) = (broadcast::channel(1024).0, broadcast::channel(1024).0);
-        Arc::new(Self { tls, port, longest_connection: longest, table: Mutex::default(), news, troubles })
+        let (news, troubles, ageing) =
+            (broadcast::channel(1024).0, broadcast::channel(1024).0, broadcast::channel(1024).0);
+        Arc::new(Self { tls, port, longest_connection: longest, table: Mutex::default(), news, troubles, ageing })
     }
 
     /// From now on, what becomes of nodes.
@@ -174,6 +186,11 @@ impl Nodes {
     /// From now on, the unmounts that fail on nodes.
     pub fn troubles(&self) -> broadcast::Receiver<Troubles> {
         self.troubles.subscribe()
+    }
+
+    /// From now on, nodes whose certificates should have been replaced.
+    pub fn ageing(&self) -> broadcast::Receiver<Ageing> {
+        self.ageing.subscribe()
     }
 
     /// All nodes, in order of name.
@@ -255,7 +272,8 @@ impl Nodes {
             }
             return;
         }
-        let channel = match connect(address, self.port, self.tls.clone()) {
+        let shown = Arc::<Shown>::default();
+        let channel = match connect_noting(address, self.port, self.tls.clone(), shown.clone()) {
             Ok(channel) => channel,
             Err(error) => {
                 warn!(node = name, error = with_causes(&error), "cannot connect");
@@ -263,7 +281,7 @@ impl Nodes {
             }
         };
         info!(node = name, %address, "following the node service");
-        let follower = tokio::spawn(follow(self.clone(), name.clone(), address, channel.clone()));
+        let follower = tokio::spawn(follow(self.clone(), name.clone(), address, channel.clone(), shown));
         let labels = Arc::new(node.labels().clone());
         let view = View { name: name.clone(), topology, labels, cordoned, state: State::Connecting };
         table.insert(name, Entry { view, address, channel, follower: Some(follower.abort_handle()) });
@@ -363,6 +381,15 @@ impl Nodes {
             }
         }
         self.publish(News::Down(name.to_owned()));
+    }
+
+    /// A connection has just been made.
+    fn look_at_certificate(&self, name: &str, shown: &Shown) {
+        if let Some(validity) = shown.validity().filter(|validity| validity.ends_soon(x509::now())) {
+            warn!(node = name, ends = x509::show_time(validity.not_after), "the node shows an old certificate");
+            // An error only says that nobody listens.
+            let _ = self.ageing.send(Ageing { node: name.to_owned(), ends: validity.not_after });
+        }
     }
 
     fn publish(&self, news: News) {

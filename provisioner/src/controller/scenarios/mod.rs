@@ -5,6 +5,7 @@ mod expansion;
 mod growth;
 mod left;
 mod node;
+mod renewal;
 mod unmounts;
 mod volumes;
 mod watches;
@@ -46,6 +47,7 @@ struct ApiServer {
 
 /// A request that waits for its answer.
 struct Asked {
+    query: String,
     body: Value,
     answer: SendResponse<Response<Body>>,
 }
@@ -57,9 +59,10 @@ impl ApiServer {
         let (request, answer) =
             next.unwrap_or_else(|_| panic!("no {method} {path} within {SOON:?}")).expect("the client is gone");
         assert_eq!((request.method().as_str(), request.uri().path()), (method, path));
+        let query = request.uri().query().unwrap_or_default().to_owned();
         let bytes = request.into_body().collect_bytes().await.unwrap();
         let body = if bytes.is_empty() { Value::Null } else { serde_json::from_slice(&bytes).unwrap() };
-        Asked { body, answer }
+        Asked { query, body, answer }
     }
 
     /// An Event with this reason; its note.

@@ -1,32 +1,35 @@
-//! `lvprov certificates`: makes the certificates of controller, nodes, and
-//! whoever reads the nodes' metrics.
+//! Certificates of controller, nodes, and whoever reads the nodes' metrics:
+//! `lvprov certificates` makes them, the controller renews them.
 //!
-//! Three certificate authorities, one leaf each; see [`crate::tls`] for why. The
-//! authorities' keys exist only inside one call: nothing can be signed later,
-//! so the certificates are renewed by making all of them anew.
+//! Three certificate authorities, one leaf each; see [`crate::tls`] for why.
+//! The authorities and their keys are in a Secret of their own, which no pod
+//! mounts. Where there is none, as with files and with certificates from
+//! elsewhere, nobody renews anything.
+
+pub mod admin;
+pub mod cluster;
+pub mod issue;
+pub mod plan;
+pub mod sides;
+pub mod state;
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose,
-};
-use time::{Duration, OffsetDateTime};
+use lvm::duration::{parse_duration, show_duration};
 
-use crate::names::{CONTROLLER_TLS_SECRET, METRICS_TLS_SECRET, NAMESPACE, NODE_SERVER_NAME, NODE_TLS_SECRET};
-use crate::tls::METRICS_CA;
+use crate::names::{AUTHORITIES_SECRET, NAMESPACE};
+use crate::tls::{CA, CERTIFICATE, KEY, METRICS_CA};
+use crate::x509;
+use issue::{IssueError, Lifetime, Pair};
+use sides::Side;
+use state::{DEFAULT_LIFETIME, LIFETIME, RENEW, SHORTEST_LIFETIME, Slot, old_key};
 
-/// Clocks of a cluster differ: certificates are valid this much earlier.
-const CLOCK_SKEW: Duration = Duration::hours(1);
-
-/// The name in the controller's certificate. Nodes check the CA, not the name.
-const CONTROLLER_NAME: &str = "controller.lvprov.io";
-
-/// The name in the certificate that reads metrics. Nodes check the CA here, too.
-const METRICS_NAME: &str = "metrics.lvprov.io";
+/// Files are renewed by nobody.
+const FILES_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// What `lvprov certificates` is told.
 #[derive(Debug, clap::Args)]
@@ -34,27 +37,32 @@ pub struct Args {
     /// Namespace of the Secrets
     #[arg(long, default_value = NAMESPACE)]
     pub namespace: String,
-    /// How long the certificates are valid
-    #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u16).range(1..=3650))]
-    pub days: u16,
+    /// How long certificates are valid, such as 90d, the default; 365d with
+    /// --directory
+    #[arg(long, value_name = "TIME", value_parser = lifetime)]
+    pub lifetime: Option<Duration>,
     /// Write files to DIR/controller, DIR/node and DIR/metrics instead of
-    /// printing Secrets
-    #[arg(long, value_name = "DIR")]
+    /// printing Secrets; nobody renews them
+    #[arg(long, value_name = "DIR", group = "what")]
     pub directory: Option<PathBuf>,
+    /// Ask the controller to renew all certificates and authorities now,
+    /// without a moment in which anybody is refused
+    #[arg(long, group = "what", conflicts_with = "lifetime")]
+    pub renew: bool,
+    /// List the certificates in the Secrets of the cluster
+    #[arg(long, group = "what", conflicts_with = "lifetime")]
+    pub list: bool,
+    /// With --list: as JSON
+    #[arg(long, requires = "list")]
+    pub json: bool,
 }
 
 /// Why there are no certificates.
 #[derive(Debug, thiserror::Error)]
 pub enum CertificatesError {
     /// A key or certificate could not be made.
-    #[error("cannot make the certificate of {subject}")]
-    Generate {
-        /// Whose.
-        subject: &'static str,
-        /// What rcgen says.
-        #[source]
-        source: rcgen::Error,
-    },
+    #[error(transparent)]
+    Issue(#[from] IssueError),
     /// A name that Kubernetes would refuse.
     #[error("{0:?} is not the name of a namespace: lower case letters, digits and dashes")]
     Namespace(String),
@@ -67,6 +75,9 @@ pub enum CertificatesError {
         #[source]
         source: io::Error,
     },
+    /// The Secrets in the cluster cannot be read, or not be changed.
+    #[error(transparent)]
+    Cluster(#[from] admin::ClusterError),
 }
 
 /// What one side needs, all in PEM.
@@ -89,6 +100,10 @@ pub struct Certificates {
     pub node: Material,
     /// For Prometheus.
     pub metrics: Material,
+    /// What has signed them, in the order of [`Side::ALL`].
+    authorities: [Pair; 3],
+    lifetime: Duration,
+    made: i64,
 }
 
 impl Certificates {
@@ -96,30 +111,72 @@ impl Certificates {
     ///
     /// # Errors
     /// When a key or certificate cannot be made.
-    pub fn generate(days: u16) -> Result<Self, CertificatesError> {
-        let controller_ca = authority("lvprov controller CA", days)?;
-        let node_ca = authority("lvprov node CA", days)?;
-        let metrics_ca = authority("lvprov metrics CA", days)?;
-        let (controller, controller_key) =
-            leaf(CONTROLLER_NAME, ExtendedKeyUsagePurpose::ClientAuth, &controller_ca, days)?;
-        let (node, node_key) = leaf(NODE_SERVER_NAME, ExtendedKeyUsagePurpose::ServerAuth, &node_ca, days)?;
-        let (metrics, metrics_key) = leaf(METRICS_NAME, ExtendedKeyUsagePurpose::ClientAuth, &metrics_ca, days)?;
-        let material = |certificate, key, ca: &str| Material { certificate, key, ca: ca.to_owned(), metrics_ca: None };
+    pub fn generate(lifetime: Duration) -> Result<Self, IssueError> {
+        Self::generate_at(lifetime, x509::now())
+    }
+
+    /// As [`Certificates::generate`], at another time.
+    ///
+    /// # Errors
+    /// When a key or certificate cannot be made.
+    pub fn generate_at(lifetime: Duration, now: i64) -> Result<Self, IssueError> {
+        let valid = Lifetime::new(lifetime);
+        let [controller_ca, node_ca, metrics_ca] =
+            [Side::Controller, Side::Node, Side::Metrics].map(|side| issue::authority(side, valid, now));
+        let (controller_ca, node_ca, metrics_ca) = (controller_ca?, node_ca?, metrics_ca?);
+        let material = |side, authority: &Pair, ca: &Pair, metrics_ca: Option<&Pair>| {
+            let Pair { certificate, key } = issue::leaf(side, authority, valid, now)?;
+            let metrics_ca = metrics_ca.map(|ca| ca.certificate.clone());
+            Ok::<_, IssueError>(Material { certificate, key, ca: ca.certificate.clone(), metrics_ca })
+        };
         Ok(Self {
-            controller: material(controller, controller_key, &node_ca.pem()),
-            node: Material { metrics_ca: Some(metrics_ca.pem()), ..material(node, node_key, &controller_ca.pem()) },
-            metrics: material(metrics, metrics_key, &node_ca.pem()),
+            controller: material(Side::Controller, &controller_ca, &node_ca, None)?,
+            node: material(Side::Node, &node_ca, &controller_ca, Some(&metrics_ca))?,
+            metrics: material(Side::Metrics, &metrics_ca, &node_ca, None)?,
+            authorities: [controller_ca, node_ca, metrics_ca],
+            lifetime,
+            made: now,
         })
+    }
+
+    fn of(&self, side: Side) -> &Material {
+        match side {
+            Side::Controller => &self.controller,
+            Side::Node => &self.node,
+            Side::Metrics => &self.metrics,
+        }
+    }
+
+    /// The Secrets by name, with all that stands in them. The authorities come
+    /// first: whatever is missing after half of it, the controller can make.
+    pub fn secrets(&self) -> Vec<(&'static str, Vec<(String, String)>)> {
+        // All keys, also those without a value: an earlier installation may
+        // have left one.
+        let mut authorities =
+            vec![(LIFETIME.to_owned(), show_duration(self.lifetime)), (RENEW.to_owned(), String::new())];
+        for side in Side::ALL {
+            let Pair { certificate, key } = self.authorities[side as usize].clone();
+            let keys = Slot::Current.keys(side);
+            authorities.extend([
+                (keys.certificate, certificate),
+                (keys.key, key),
+                (keys.signs, x509::show_time(self.made)),
+            ]);
+            let keys = Slot::Next.keys(side);
+            let empty = [keys.certificate, keys.key, keys.signs, old_key(side)];
+            authorities.extend(empty.map(|key| (key, String::new())));
+        }
+        let leaves = Side::ALL.map(|side| {
+            let files = self.of(side).files().map(|(name, content, _)| (name.to_owned(), content.to_owned()));
+            (side.secret(), files.collect())
+        });
+        std::iter::once((AUTHORITIES_SECRET, authorities)).chain(leaves).collect()
     }
 
     /// All as Secrets, to be given to `kubectl apply -f -`.
     pub fn to_yaml(&self, namespace: &str) -> String {
-        [
-            self.controller.secret(CONTROLLER_TLS_SECRET, namespace),
-            self.node.secret(NODE_TLS_SECRET, namespace),
-            self.metrics.secret(METRICS_TLS_SECRET, namespace),
-        ]
-        .join("---\n")
+        let secrets = self.secrets();
+        secrets.iter().map(|(name, values)| secret(name, namespace, values)).collect::<Vec<_>>().join("---\n")
     }
 }
 
@@ -150,29 +207,29 @@ impl Material {
     }
 
     fn files(&self) -> impl Iterator<Item = (&'static str, &str, u32)> {
-        let always =
-            [("tls.crt", &self.certificate, 0o644), ("tls.key", &self.key, 0o600), ("ca.crt", &self.ca, 0o644)];
+        let always = [(CERTIFICATE, &self.certificate, 0o644), (KEY, &self.key, 0o600), (CA, &self.ca, 0o644)];
         let of_node = self.metrics_ca.as_ref().map(|ca| (METRICS_CA, ca, 0o644));
         always.into_iter().chain(of_node).map(|(name, content, mode)| (name, content.as_str(), mode))
     }
+}
 
-    fn secret(&self, name: &str, namespace: &str) -> String {
-        let mut yaml = format!(
-            "apiVersion: v1\nkind: Secret\ntype: kubernetes.io/tls\nmetadata:\n  \
-             name: {name}\n  namespace: {namespace}\nstringData:\n"
-        );
-        for (key, content, _) in self.files() {
-            yaml.push_str("  ");
-            yaml.push_str(key);
-            yaml.push_str(": |\n");
-            for line in content.lines() {
-                yaml.push_str("    ");
-                yaml.push_str(line.trim_end());
-                yaml.push('\n');
-            }
+fn secret(name: &str, namespace: &str, values: &[(String, String)]) -> String {
+    let type_ = if name == AUTHORITIES_SECRET { "Opaque" } else { "kubernetes.io/tls" };
+    let mut yaml = format!(
+        "apiVersion: v1\nkind: Secret\ntype: {type_}\nmetadata:\n  name: {name}\n  namespace: {namespace}\n  \
+         labels:\n    app.kubernetes.io/name: lvprov\nstringData:\n"
+    );
+    for (key, content) in values {
+        if !content.contains('\n') {
+            yaml.push_str(&format!("  {key}: \"{content}\"\n"));
+            continue;
         }
-        yaml
+        yaml.push_str(&format!("  {key}: |\n"));
+        for line in content.lines() {
+            yaml.push_str(&format!("    {}\n", line.trim_end()));
+        }
     }
+    yaml
 }
 
 /// Runs the command.
@@ -183,51 +240,26 @@ pub fn run(args: &Args) -> Result<(), CertificatesError> {
     if !is_dns_label(&args.namespace) {
         return Err(CertificatesError::Namespace(args.namespace.clone()));
     }
-    let made = Certificates::generate(args.days)?;
-    if let Some(dir) = &args.directory {
-        made.controller.write(&dir.join("controller"))?;
-        made.node.write(&dir.join("node"))?;
-        return made.metrics.write(&dir.join("metrics"));
+    if args.renew || args.list {
+        return Ok(admin::run(args)?);
     }
+    if let Some(dir) = &args.directory {
+        let made = Certificates::generate(args.lifetime.unwrap_or(FILES_LIFETIME))?;
+        return Side::ALL.into_iter().try_for_each(|side| made.of(side).write(&dir.join(side.name())));
+    }
+    let made = Certificates::generate(args.lifetime.unwrap_or(DEFAULT_LIFETIME))?;
     io::stdout()
         .write_all(made.to_yaml(&args.namespace).as_bytes())
         .map_err(|source| CertificatesError::Write { path: "standard output".into(), source })
 }
 
-fn authority(subject: &'static str, days: u16) -> Result<CertifiedIssuer<'static, KeyPair>, CertificatesError> {
-    let generate = |source| CertificatesError::Generate { subject, source };
-    let mut params = params(subject, Vec::new(), days).map_err(generate)?;
-    // It signs leaves and no other authority.
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let key = KeyPair::generate().map_err(generate)?;
-    CertifiedIssuer::self_signed(params, key).map_err(generate)
-}
-
-fn leaf(
-    name: &'static str,
-    usage: ExtendedKeyUsagePurpose,
-    issuer: &CertifiedIssuer<'_, KeyPair>,
-    days: u16,
-) -> Result<(String, String), CertificatesError> {
-    let generate = |source| CertificatesError::Generate { subject: name, source };
-    let mut params = params(name, vec![name.to_owned()], days).map_err(generate)?;
-    params.use_authority_key_identifier_extension = true;
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![usage];
-    let key = KeyPair::generate().map_err(generate)?;
-    let certificate = params.signed_by(&key, issuer).map_err(generate)?;
-    Ok((certificate.pem(), key.serialize_pem()))
-}
-
-fn params(common_name: &str, names: Vec<String>, days: u16) -> Result<CertificateParams, rcgen::Error> {
-    let mut params = CertificateParams::new(names)?;
-    params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, common_name);
-    let now = OffsetDateTime::now_utc();
-    params.not_before = now - CLOCK_SKEW;
-    params.not_after = now + Duration::days(days.into());
-    Ok(params)
+fn lifetime(text: &str) -> Result<Duration, String> {
+    let lifetime = parse_duration(text).map_err(|error| error.to_string())?;
+    let longest = Duration::from_secs(10 * 365 * 24 * 3600);
+    if (SHORTEST_LIFETIME..=longest).contains(&lifetime) {
+        return Ok(lifetime);
+    }
+    Err(format!("certificates live between {} and {}", show_duration(SHORTEST_LIFETIME), show_duration(longest)))
 }
 
 fn is_dns_label(text: &str) -> bool {
@@ -246,6 +278,14 @@ mod tests {
     use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
 
     use super::*;
+    use crate::names::NODE_SERVER_NAME;
+
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+
+    fn args() -> Args {
+        let namespace = NAMESPACE.to_owned();
+        Args { namespace, lifetime: None, directory: None, renew: false, list: false, json: false }
+    }
 
     fn chain(material: &Material) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
         (
@@ -291,8 +331,8 @@ mod tests {
 
     #[test]
     fn controller_and_node_accept_each_other_only() {
-        let ours = Certificates::generate(1).unwrap();
-        let others = Certificates::generate(1).unwrap();
+        let ours = Certificates::generate(DAY).unwrap();
+        let others = Certificates::generate(DAY).unwrap();
         handshake(&ours.node, &ours.controller, NODE_SERVER_NAME).unwrap();
 
         let refused =
@@ -336,21 +376,22 @@ mod tests {
     }
 
     #[test]
-    fn secrets_hold_the_files_and_no_authority_key() {
-        let made = Certificates::generate(1).unwrap();
+    fn secrets_hold_the_files_and_authority_keys_are_in_theirs_alone() {
+        let made = Certificates::generate(DAY).unwrap();
         let yaml = made.to_yaml("storage");
-        let mut documents = yaml.split("---\n");
         // PEM lines are dashes too: take the separator only at a line's start.
-        assert!(documents.next().unwrap().starts_with("apiVersion: v1\n"));
-        assert_eq!(yaml.matches("kind: Secret\n").count(), 3);
-        assert_eq!(yaml.matches("  namespace: storage\n").count(), 3);
-        assert_eq!(yaml.matches("PRIVATE KEY-----").count(), 6);
-        assert_eq!(yaml.matches("BEGIN CERTIFICATE").count(), 7);
-        for name in ["lvprov-controller-tls", "lvprov-node-tls", "lvprov-metrics-tls"] {
+        let documents: Vec<_> = yaml.split("\n---\n").collect();
+        let keys: Vec<_> = documents.iter().map(|text| text.matches("PRIVATE KEY-----").count() / 2).collect();
+        assert_eq!(keys, [3, 1, 1, 1]);
+        assert!(documents.iter().all(|text| text.starts_with("apiVersion: v1\nkind: Secret\n")));
+        assert_eq!(yaml.matches("  namespace: storage\n").count(), 4);
+        assert_eq!(yaml.matches("BEGIN CERTIFICATE").count(), 10);
+        for name in ["lvprov-authorities", "lvprov-controller-tls", "lvprov-node-tls", "lvprov-metrics-tls"] {
             assert!(yaml.contains(&format!("  name: {name}\n")), "{yaml}");
         }
         // Only nodes have anybody to trust with their metrics.
         assert_eq!(yaml.matches("  metrics-ca.crt: |\n").count(), 1);
+        assert!(yaml.contains("  lifetime: \"1d\"\n"), "{yaml}");
         for line in yaml.lines().filter(|line| !line.starts_with("    ")) {
             assert!(line == "---" || line.contains(':'), "{line:?}");
         }
@@ -359,8 +400,7 @@ mod tests {
     #[test]
     fn files_are_what_the_service_loads() {
         let dir = tempfile::tempdir().unwrap();
-        let args = Args { namespace: "lvprov-system".into(), days: 1, directory: Some(dir.path().to_owned()) };
-        run(&args).unwrap();
+        run(&Args { directory: Some(dir.path().to_owned()), ..args() }).unwrap();
         for side in ["controller", "node", "metrics"] {
             crate::tls::TlsDirectory::open(&dir.path().join(side)).unwrap();
             let key = fs::metadata(dir.path().join(side).join("tls.key")).unwrap();
@@ -369,10 +409,13 @@ mod tests {
     }
 
     #[test]
-    fn namespace_must_be_one() {
+    fn namespace_must_be_one_and_a_lifetime_long_enough() {
         for bad in ["", "a b", "a\nb: c", "-a", "A"] {
-            let args = Args { namespace: bad.into(), days: 1, directory: None };
-            assert!(matches!(run(&args), Err(CertificatesError::Namespace(_))));
+            assert!(matches!(run(&Args { namespace: bad.into(), ..args() }), Err(CertificatesError::Namespace(_))));
+        }
+        assert_eq!(lifetime("90d"), Ok(90 * DAY));
+        for bad in ["", "59s", "4000d", "1"] {
+            assert!(lifetime(bad).is_err(), "{bad}");
         }
     }
 }
