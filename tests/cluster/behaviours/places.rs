@@ -64,10 +64,12 @@ pub fn burst(cluster: &Cluster) -> Result<()> {
     let there = || -> Result<usize> {
         Ok(volumes_on(cluster, "n1", "claim=burst/")?.len() + volumes_on(cluster, "n2", "claim=burst/")?.len())
     };
-    // Nor where somebody has chosen a node: LVM decides.
-    choose(&space, &rest[0], "n1")?;
-    handed_back(&space, &rest[0])?;
-    space.event("PersistentVolumeClaim", &rest[0], &["NotEnoughSpace", "node n1"])?;
+    // Nor where somebody has chosen a node (of a claim without a pod, so that it
+    // is not the scheduler): LVM decides.
+    space.claim("late", "xfs", "6Gi", "")?;
+    choose(&space, "late", "n1")?;
+    handed_back(&space, "late")?;
+    space.event("PersistentVolumeClaim", "late", &["NotEnoughSpace", "node n1"])?;
     ensure!(there()? == all - 2, "{} volumes for {} claims", there()?, all - 2);
 
     // One goes, one comes.
