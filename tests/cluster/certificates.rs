@@ -6,6 +6,7 @@ use lvprov_tests::Test;
 use lvprov_tests::objects::{LONG, Space, eventually, text};
 use serde_json::Value;
 use std::collections::BTreeSet;
+use std::time::{SystemTime, UNIX_EPOCH};
 use xtask::testbed::{Cluster, ClusterNode};
 
 pub const TESTS: [Test<Cluster>; 3] = [
@@ -36,28 +37,35 @@ impl<'a> Holder<'a> {
         })
     }
 
-    /// Waits until kubelet has brought what the Secret holds. It looks at a
-    /// pod every minute or so, and at once when the pod has changed.
-    fn up_to_date(&self, cluster: &Cluster) -> Result<()> {
-        let note = format!("lvprov.io/hurry={}", std::process::id());
-        cluster.kubectl(["-n", SYSTEM, "annotate", "--overwrite", "pod", &self.pod, &note])?;
-        cluster.kubectl(["-n", SYSTEM, "annotate", "pod", &self.pod, "lvprov.io/hurry-"])?;
-        eventually("kubelet has brought the Secret", || {
-            let wanted = cluster.get_json(&format!("-n {SYSTEM} secret {}", self.secret))?;
-            for key in ["tls.crt", "ca.crt"] {
-                let wanted = text(&wanted, &format!("/data/{}", key.replace('/', "~1"))).to_owned();
-                let held = self.node.sh(&format!("base64 -w0 {}/{key}", self.file))?;
-                if held.trim() != wanted {
-                    return Ok(false);
-                }
-            }
-            Ok(true)
-        })
+    /// Whether kubelet has brought what the Secrets hold.
+    fn is_up_to_date(&self, secrets: &Value) -> Result<bool> {
+        let named = |secret: &&Value| text(secret, "/metadata/name") == self.secret;
+        let wanted = secrets["items"].as_array().into_iter().flatten().find(named).context("no such Secret")?;
+        let held = self.node.sh(&format!("base64 -w0 {0}/tls.crt && echo && base64 -w0 {0}/ca.crt", self.file))?;
+        let wanted = ["/data/tls.crt", "/data/ca.crt"].map(|key| text(wanted, key));
+        Ok(held.lines().collect::<Vec<_>>() == wanted)
     }
 
     fn kubelet(&self, signal: &str) -> Result<()> {
         self.node.sh(&format!("kill -{signal} $(cat /run/kubelet.pid)")).map(drop)
     }
+}
+
+/// Waits until kubelets have brought what the Secrets hold. They look at a pod
+/// every minute or so, and at once when the pod has changed.
+fn bring(cluster: &Cluster, holders: &[&Holder]) -> Result<()> {
+    let note = format!("lvprov.io/hurry={}", SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos());
+    let pods = holders.iter().map(|holder| holder.pod.as_str());
+    cluster.kubectl(["-n", SYSTEM, "annotate", "--overwrite", "pod"].into_iter().chain(pods).chain([note.as_str()]))?;
+    eventually("kubelets have brought the Secrets", || {
+        let secrets = cluster.get_json(&format!("-n {SYSTEM} secret lvprov-controller-tls lvprov-node-tls"))?;
+        Ok(holders
+            .iter()
+            .map(|holder| holder.is_up_to_date(&secrets))
+            .collect::<Result<Vec<_>>>()?
+            .iter()
+            .all(|is| *is))
+    })
 }
 
 /// Calls all nodes over connections of its own.
@@ -109,7 +117,7 @@ fn renewals(cluster: &Cluster) -> Result<()> {
     sleeper.kubelet("CONT")?;
     let made = ["-n", SYSTEM, "exec", "deploy/lvprov-controller", "--", "/lvprov", "certificates"];
     cluster.apply(&cluster.kubectl(made)?)?;
-    all.iter().try_for_each(|holder| holder.up_to_date(cluster))?;
+    bring(cluster, &all)?;
     eventually("all nodes answer", || Ok(all_answer(cluster).is_ok()))?;
     done?;
     // All of it without a restart.
@@ -131,10 +139,10 @@ fn wakes(cluster: &Cluster, sleeper: &Holder) -> Result<()> {
     space.claim("c", "xfs", "320Mi", "")?;
     let node = sleeper.node.name().to_owned();
     space.pod_with_claim("p", Some(&node), "c")?;
-    sleeper.up_to_date(cluster)?;
+    bring(cluster, &[sleeper])?;
     eventually("all nodes answer", || Ok(all_answer(cluster).is_ok()))?;
     space.ready("p")?;
-    space.end()
+    space.leave()
 }
 
 /// Certificates of a minute and a half: a new authority signs after 22 seconds.
@@ -147,27 +155,21 @@ fn renew_twice(cluster: &Cluster, controller: &Holder, awake: &Holder, sleeper: 
     let node_second = changed(cluster, "lvprov-node-tls", "tls.crt", &node_before)?;
     changed(cluster, "lvprov-node-tls", "ca.crt", &trusted_before)?;
     changed(cluster, "lvprov-controller-tls", "ca.crt", "")?;
-    for holder in [controller, awake, sleeper] {
-        holder.up_to_date(cluster)?;
-    }
+    bring(cluster, &[controller, awake, sleeper])?;
     all_answer(cluster)?;
 
     // It sleeps while the new authorities take over.
     sleeper.kubelet("STOP")?;
     let authority_second = changed(cluster, "lvprov-authorities", "node.crt", &authority_before)?;
     let node_third = changed(cluster, "lvprov-node-tls", "tls.crt", &node_second)?;
-    for holder in [controller, awake] {
-        holder.up_to_date(cluster)?;
-    }
+    bring(cluster, &[controller, awake])?;
     all_answer(cluster).context("the node that sleeps has what it needs")?;
 
     // And once more, for longer than it may.
     renew(cluster)?;
     changed(cluster, "lvprov-node-tls", "tls.crt", &node_third)?;
     changed(cluster, "lvprov-authorities", "node.crt", &authority_second)?;
-    for holder in [controller, awake] {
-        holder.up_to_date(cluster)?;
-    }
+    bring(cluster, &[controller, awake])?;
     cluster
         .wait_event(SYSTEM, "Secret", "lvprov-node-tls", LONG, |event| event.message.contains("without a restart"))?;
     Ok(())
@@ -192,13 +194,13 @@ fn broken(cluster: &Cluster) -> Result<()> {
         changed(cluster, "lvprov-metrics-tls", key, "")?;
     }
     let list = cluster.get_json(&format!("-n {SYSTEM} pods -l app.kubernetes.io/component=controller"))?;
-    Holder::of(cluster, &list["items"][0])?.up_to_date(cluster)?;
+    bring(cluster, &[&Holder::of(cluster, &list["items"][0])?])?;
     let space = Space::new(cluster, "mended")?;
     space.claim("c", "xfs", "320Mi", "")?;
     space.pod_with_claim("p", None, "c")?;
     space.ready("p")?;
     eventually("all nodes answer", || Ok(all_answer(cluster).is_ok()))?;
-    space.end()
+    space.leave()
 }
 
 fn rights(cluster: &Cluster) -> Result<()> {
