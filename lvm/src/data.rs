@@ -2,6 +2,7 @@
 
 use crate::command::CommandError;
 use crate::config::CONFIG_PATH;
+use crate::fault;
 use crate::filesystem::{self, BlankError, FsType, MkfsOptions, MountOptions, NewFs, Superblock};
 use crate::identity::{self, Owner};
 use crate::lock::{Lock, LockError};
@@ -260,6 +261,7 @@ impl Lvm {
         if request.read_only {
             result = result.and_then(|()| mounts::make_read_only_or_unmount(&request.target));
         }
+        fault::point("mount-after");
         result.map_err(|source| PublishDataError::Mount {
             vg: request.vg.clone(),
             lv: request.lv.clone(),
@@ -326,6 +328,9 @@ impl Lvm {
         }
         let fs: FsType = mount.fs_type.parse().map_err(|_| not_mounted())?;
         self.extend(vg, lv, size)?;
-        filesystem::grow(&self.runner, fs, &node, target).map_err(ExpandError::Grow)
+        fault::point("growfs-before");
+        filesystem::grow(&self.runner, fs, &node, target).map_err(ExpandError::Grow)?;
+        fault::point("growfs-after");
+        Ok(())
     }
 }

@@ -6,6 +6,7 @@ pub mod config;
 pub mod data;
 pub mod device;
 pub mod duration;
+pub mod fault;
 pub mod filesystem;
 mod flock;
 pub mod identity;

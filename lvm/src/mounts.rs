@@ -2,6 +2,7 @@
 
 use crate::Lvm;
 use crate::command::Runner;
+use crate::fault;
 use crate::names::{LvName, VgName, split_dm_name};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::ffi::OsString;
@@ -271,8 +272,12 @@ pub fn unmount(runner: &Runner, target: &Path) -> Result<Vec<Mount>, UnmountErro
                 _ => {}
             }
         }
+        fault::point("unmount-before");
         match umount2(target, MntFlags::UMOUNT_NOFOLLOW) {
-            Ok(()) => gone.push(top),
+            Ok(()) => {
+                fault::point("unmount-after");
+                gone.push(top);
+            }
             // Somebody else was faster: look again. If it is still listed, it
             // is hidden below another mount, and no path leads to it.
             Err(nix::Error::EINVAL | nix::Error::ENOENT) if attempts < 3 => attempts += 1,

@@ -5,6 +5,7 @@
 
 use crate::command::{CGROUP, CommandError, Kind, Runner};
 use crate::config::NodeConfig;
+use crate::fault;
 use crate::filesystem;
 use crate::identity::{self, DataOwner, Owner};
 use crate::lock::{Lock, LockError};
@@ -286,6 +287,7 @@ impl Lvm {
         let failure = match self.lvcreate(&mut lock, &request.vg, &request.name, size, &owner.to_tags()) {
             Ok(()) => {
                 mark(request, uuid)?;
+                fault::point("mark-after");
                 return Ok(Created { size, existed: false });
             }
             Err(error) => error,
@@ -367,11 +369,17 @@ impl Lvm {
             args.extend(["--addtag".to_owned(), tag.clone()]);
         }
         args.push(vg.to_string());
-        self.mutate(lock, &args)
+        fault::point("lvcreate-before");
+        self.mutate(lock, &args)?;
+        fault::point("lvcreate-after");
+        Ok(())
     }
 
     fn lvremove(&self, lock: &mut Lock, vg: &VgName, name: &LvName) -> Result<(), CommandError> {
-        self.mutate(lock, &["lvremove".into(), "--yes".into(), "--quiet".into(), format!("{vg}/{name}")])
+        fault::point("lvremove-before");
+        self.mutate(lock, &["lvremove".into(), "--yes".into(), "--quiet".into(), format!("{vg}/{name}")])?;
+        fault::point("lvremove-after");
+        Ok(())
     }
 
     /// Removes a logical volume that is ours and closed. The same call again
@@ -447,7 +455,11 @@ impl Lvm {
             size_argument(size),
             format!("{vg}/{name}"),
         ];
-        let Err(failure) = self.mutate(lock, &args) else { return Ok(()) };
+        fault::point("lvextend-before");
+        let Err(failure) = self.mutate(lock, &args) else {
+            fault::point("lvextend-after");
+            return Ok(());
+        };
         let Some(group) = self.volume_groups()?.into_iter().find(|group| group.name == *vg) else {
             return Err(failure.into());
         };
@@ -463,7 +475,10 @@ impl Lvm {
     pub(crate) fn no_longer_new(&self, vg: &VgName, name: &LvName) -> Result<(), LogNewError> {
         let mut lock = Lock::volume_group(vg, self.patience())?;
         let args = ["lvchange", "--yes", "--quiet", "--deltag", identity::NEW].map(str::to_owned);
-        Ok(self.mutate(&mut lock, &[&args[..], &[format!("{vg}/{name}")]].concat())?)
+        fault::point("untag-before");
+        self.mutate(&mut lock, &[&args[..], &[format!("{vg}/{name}")]].concat())?;
+        fault::point("untag-after");
+        Ok(())
     }
 
     /// Wipes whatever signatures are on a volume that is still marked as new.

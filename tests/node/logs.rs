@@ -6,7 +6,7 @@ use lvprov_tests::Test;
 use lvprov_tests::driver::{Call, call};
 use xtask::testbed::Node;
 
-pub const TESTS: [Test<Node>; 12] = [
+pub const TESTS: [Test<Node>; 13] = [
     ("logs::pods_share_a_volume_and_not_a_quota", quotas),
     ("logs::files_stay_at_their_path_when_the_pod_has_gone", files_stay),
     ("logs::size_means_at_least", at_least),
@@ -18,6 +18,7 @@ pub const TESTS: [Test<Node>; 12] = [
     ("logs::empty_files_have_a_limit_too", many_files),
     ("logs::a_growth_that_was_cut_off_is_finished", growth_cut_off),
     ("logs::a_volume_that_was_never_formatted_is_repaired", half_made),
+    ("logs::the_mark_of_a_new_volume_does_not_outlive_its_first_pod", mark_left),
     ("logs::mounts_are_nodev_nosuid_noexec_and_can_be_read_only", flags),
 ];
 
@@ -232,4 +233,21 @@ fn half_made(node: &Node) -> Result<()> {
     // In use once, it is never formatted again.
     node.sh(&format!("umount /var/log/lvprov/logs/half && dd if=/dev/zero of=/dev/vg0/{name} bs=4096 count=1 conv=notrunc,fsync status=none"))?;
     call.mount(node)?.failure(&["has had one", "Nothing is formatted"])
+}
+
+/// The driver was killed between mkfs and taking the mark off: the volume was
+/// mounted and written to, and still counted as never used.
+fn mark_left(node: &Node) -> Result<()> {
+    let (namespace, volume) = ("logs".parse()?, "marked".parse()?);
+    let name = lvm::names::LvName::for_log(&namespace, &volume);
+    let uuid = lvm::identity::log_uuid(&namespace, &volume);
+    node.sh(&format!(
+        "lvcreate -qq -y -W y -Z y -n {name} -L 1g --addtag lvprov.io/kind=log --addtag lvprov.io/log=logs/marked \
+         --addtag lvprov.io/new vg0 && mkfs.xfs -q -m uuid={uuid} /dev/vg0/{name}"
+    ))?;
+    let call = Call::log("logs", "web-a", "logs-marked", "marked");
+    call.mount(node)?.success()?;
+    let tags = node.run(["lvs", "--noheadings", "-o", "lv_tags", &format!("vg0/{name}")])?;
+    ensure!(tags.contains("log=logs/marked") && !tags.contains("lvprov.io/new"), "{tags}");
+    call.unmount(node)?.success()
 }

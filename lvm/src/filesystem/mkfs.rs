@@ -2,6 +2,7 @@
 
 use super::FsType;
 use crate::command::{CommandError, Kind, Runner};
+use crate::fault;
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -27,7 +28,9 @@ pub struct NewFs<'a> {
 pub fn make(runner: &Runner, lock: BorrowedFd<'_>, device: &Path, new: &NewFs<'_>) -> Result<(), CommandError> {
     let (program, mut args) = command(new);
     args.push(device.display().to_string());
+    fault::point("mkfs-before");
     runner.run(Kind::Tool, program, &args, Some(lock))?.success()?;
+    fault::point("mkfs-after");
     Ok(())
 }
 

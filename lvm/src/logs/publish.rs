@@ -6,6 +6,7 @@ use super::directory::{
 };
 use super::index::Index;
 use super::{LogError, Ownership, Place, PublishLog, Record, errno, io, taken};
+use crate::fault;
 use crate::filesystem::{self, FsType, MkfsOptions, NewFs};
 use crate::identity::{self, Owner};
 use crate::lock::Lock;
@@ -23,6 +24,8 @@ use std::os::unix::fs::fchown;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// Attribute of the volume's root once the mark of a new volume is known to be off.
+const SETTLED: &str = "trusted.lvprov.settled";
 /// Attribute of the volume's root while its file system is being grown.
 const GROWING: &str = "trusted.lvprov.growing";
 /// How long an unmount waits to note the end of a directory's use: not long,
@@ -38,12 +41,15 @@ impl Lvm {
         let lock = Lock::volume(&place.lv, self.patience())?;
         let node = self.ensure_mounted(&place, &lock, Some((request.size, request.fs)))?;
         let root = open_directory(&place.path)?;
+        self.settle(&place, &root)?;
         let size = self.grow_log(request, &place, &node, &root)?;
         if request.quota > size {
             return Err(LogError::QuotaTooLarge { quota: request.quota, size });
         }
         let path = place.path.join(request.directory.as_str());
+        fault::point("log-directory-before");
         let directory = self.own_directory(request, &place, &node, &root, &path)?;
+        fault::point("log-directory-after");
 
         match mounts::at(&request.target).map_err(io("look at", &request.target))? {
             Some(there) => {
@@ -59,12 +65,26 @@ impl Lvm {
                     .map_err(io("mount the pod's directory at", &request.target))?;
             }
         }
+        fault::point("log-bind-after");
         let mut index = load_index(&place);
         let uid = request.pod_uid.as_str();
         index.begin(&request.directory, &path, request.pod.as_str(), uid, request.containers.clone());
         // A service to shippers; the pod has its directory.
         let _ = index.store(&place.path);
         Ok(())
+    }
+
+    /// Takes the mark of a new volume off where whoever formatted it died
+    /// before that: while it is on, a volume that has lost its superblock would
+    /// be formatted. Asks LVM once in a volume's life.
+    fn settle(&self, place: &Place<'_>, root: &File) -> Result<(), LogError> {
+        if xattr::get(root, SETTLED).map_err(io("look at", &place.path))?.is_some() {
+            return Ok(());
+        }
+        if self.find(place.vg, &place.lv)?.is_some_and(|found| found.new) {
+            self.no_longer_new(place.vg, &place.lv)?;
+        }
+        xattr::set(root, SETTLED, b"1").map_err(io("mark as settled", &place.path))
     }
 
     /// Grows a volume that has less than is asked for, and finishes a growth
@@ -196,10 +216,16 @@ impl Lvm {
             };
         }
         let uuid = identity::log_uuid(place.namespace, place.volume);
+        let mut settled = false;
+        let mut prepare = || {
+            let superblock = self.prepare_log(place, lock, &node, create)?;
+            settled = true;
+            Ok::<_, LogError>(superblock)
+        };
         let superblock = match filesystem::superblock(&self.runner, &node) {
             Ok(Some(superblock)) if superblock.complete && superblock.uuid == uuid => superblock,
-            Ok(_) => self.prepare_log(place, lock, &node, create)?,
-            Err(error) if error.kind() == ErrorKind::NotFound => self.prepare_log(place, lock, &node, create)?,
+            Ok(_) => prepare()?,
+            Err(error) if error.kind() == ErrorKind::NotFound => prepare()?,
             Err(error) => return Err(io("read", &node)(error)),
         };
         if superblock.uuid != uuid {
@@ -217,6 +243,11 @@ impl Lvm {
             path: place.path.display().to_string(),
             source,
         })?;
+        fault::point("log-mount-after");
+        if settled {
+            // It has just looked: nobody needs to ask again.
+            let _ = xattr::set(open_directory(&place.path)?, SETTLED, b"1");
+        }
         // Whoever was using it when the node went down could not say when.
         let records = touch_records(&place.path)?;
         let mut index = load_index(place);

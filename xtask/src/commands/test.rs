@@ -39,6 +39,8 @@ const SHORT_FUZZ: &str = "5";
 /// How many rounds pods come and go.
 const ROUNDS: &str = "LVPROV_ROUNDS";
 const FULL_ROUNDS: &str = "1000";
+/// Every crash there is, where otherwise there are some.
+const FULL: &str = "LVPROV_FULL";
 
 /// What suites said.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -195,7 +197,7 @@ fn cargo_test(mark: &str, arguments: &[&str], suite: Suite<'_>) -> Result<Count>
         cargo.env_remove("LVPROV_TESTBED").env(FUZZ_SECONDS, SHORT_FUZZ);
     }
     if suite.full {
-        cargo.env(ROUNDS, FULL_ROUNDS);
+        cargo.env(ROUNDS, FULL_ROUNDS).env(FULL, "1");
     }
     let mut child = cargo
         .args(["test", "--no-fail-fast"])

@@ -18,21 +18,30 @@ pub enum Profile {
     Debug,
     /// As shipped.
     Release,
+    /// With the points at which tests of crashes end a process. Never shipped.
+    #[value(skip)]
+    Faults,
 }
 
 impl Profile {
     /// Name of its directory below the target triple's.
     pub fn directory(self) -> &'static str {
         match self {
-            Profile::Debug => "debug",
+            Profile::Debug | Profile::Faults => "debug",
             Profile::Release => "release",
         }
     }
 }
 
+/// A target directory of its own: what is built with another feature must not take the place of what is shipped.
+fn faults() -> PathBuf {
+    paths::target().join("faults")
+}
+
 /// Where the static binaries of a profile are.
 pub fn directory(profile: Profile) -> PathBuf {
-    paths::target().join(paths::static_target()).join(profile.directory())
+    let target = if profile == Profile::Faults { faults() } else { paths::target() };
+    target.join(paths::static_target()).join(profile.directory())
 }
 
 /// Builds the static `lvprov` and `lvprov-flexvolume`; gives their directory.
@@ -45,6 +54,13 @@ pub fn build(profile: Profile) -> Result<PathBuf> {
         Profile::Debug => &["--workspace"],
         // Nothing but what each program asks for.
         Profile::Release => &["--release", "--package", "lvprov", "--package", "lvprov-flexvolume"],
+        Profile::Faults => {
+            let directory = faults().display().to_string();
+            let features = "lvprov/fault-points,lvprov-flexvolume/fault-points";
+            let packages = ["--package", "lvprov", "--package", "lvprov-flexvolume"];
+            return run(&[&["--target-dir", &directory, "--features", features], &packages[..]].concat())
+                .map(|()| self::directory(profile));
+        }
     })?;
     Ok(directory(profile))
 }
@@ -55,7 +71,7 @@ pub fn build(profile: Profile) -> Result<PathBuf> {
 /// When cargo does; its output goes to standard error.
 pub fn build_driver(profile: Profile) -> Result<PathBuf> {
     run(match profile {
-        Profile::Debug => &["--package", "lvprov-flexvolume"],
+        Profile::Debug | Profile::Faults => &["--package", "lvprov-flexvolume"],
         Profile::Release => &["--release", "--package", "lvprov-flexvolume"],
     })?;
     Ok(directory(profile))

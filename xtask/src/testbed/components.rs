@@ -137,6 +137,8 @@ pub fn node_files(pki: &Pki, number: u8) -> Vec<(&'static str, String)> {
         "cgroupsPerQOS": false,
         "enforceNodeAllocatable": [],
         "failSwapOn": false,
+        // Tests kill containers over and over: pauses of minutes would prove nothing.
+        "crashLoopBackOff": {"maxContainerRestartPeriod": "2s"},
         "authentication": {
             "anonymous": {"enabled": false},
             "webhook": {"enabled": true},

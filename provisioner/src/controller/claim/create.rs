@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::ResourceExt;
+use lvm::fault;
 use lvprov_proto::csi::controller_client::ControllerClient;
 use lvprov_proto::csi::volume_capability::access_mode::Mode;
 use lvprov_proto::csi::volume_capability::{AccessMode, AccessType, MountVolume};
@@ -35,7 +36,10 @@ pub(super) async fn create(
         let call = call_to(node, message, CREATE_TIMEOUT)?;
         ControllerClient::new(reached.channel.clone()).create_volume(call).await
     };
-    let volume = match answer.await {
+    fault::point("create-before");
+    let answer = answer.await;
+    fault::point("create-after");
+    let volume = match answer {
         Ok(answer) => answer.into_inner().volume.unwrap_or_default(),
         Err(status) => return Ok(Err(status)),
     };

@@ -15,6 +15,7 @@ use kube::api::PostParams;
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
+use lvm::fault;
 use lvm::size::human;
 use tracing::info;
 
@@ -212,7 +213,7 @@ async fn publish(
     let (name, node) = (volume.name_any(), &made.topology);
     let api: Api<PersistentVolume> = Api::all(ctx.client.clone());
     match api.create(&PostParams::default(), volume).await {
-        Ok(_) => {}
+        Ok(_) => fault::point("pv-after"),
         Err(error) if already_exists(&error) => {
             let there = api.get(&name).await.doing(|| format!("read PersistentVolume {name}"))?;
             match place_of(&there) {

@@ -15,6 +15,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::ResourceExt;
 use kube::runtime::controller::Action;
+use lvm::fault;
 use lvm::size::human;
 use lvprov_proto::csi::controller_client::ControllerClient;
 use lvprov_proto::csi::{CapacityRange, ControllerExpandVolumeRequest};
@@ -123,6 +124,7 @@ async fn extend(claim: &PersistentVolumeClaim, bound: &Bound, ctx: &Context) -> 
         }
         &announcement
     };
+    fault::point("expand-before");
     let bytes = match ask(growth, place, ctx).await {
         Ok(bytes) if bytes >= growth.requested => bytes,
         Ok(bytes) => {
@@ -131,6 +133,7 @@ async fn extend(claim: &PersistentVolumeClaim, bound: &Bound, ctx: &Context) -> 
         }
         Err(refused) => return put_off(claim, bound, refused, ctx).await,
     };
+    fault::point("expand-after");
     // The PV before the claim's status: after a crash in between the claim
     // still shows that it has to be done again.
     let old = volume.spec.as_ref().and_then(|spec| spec.capacity.as_ref());
@@ -146,6 +149,7 @@ async fn extend(claim: &PersistentVolumeClaim, bound: &Bound, ctx: &Context) -> 
             return Ok(CHANGED);
         }
     }
+    fault::point("expand-pv-after");
     let pending = condition(
         condition::FS_PENDING,
         "the volume has grown; its file system grows where a pod uses it, or when one starts".to_owned(),
@@ -163,6 +167,7 @@ async fn extend(claim: &PersistentVolumeClaim, bound: &Bound, ctx: &Context) -> 
     if patch_status(claim, patch, ctx).await?.is_none() {
         return Ok(CHANGED);
     }
+    fault::point("expand-status-after");
     let uid = claim.uid().unwrap_or_default();
     ctx.failures.clear(&uid);
     ctx.grown.note(grown(&uid, growth));

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::runtime::controller::Action;
 use kube::{Api, Resource, ResourceExt};
+use lvm::fault;
 use lvprov_proto::csi::DeleteVolumeRequest;
 use lvprov_proto::csi::controller_client::ControllerClient;
 use serde_json::json;
@@ -99,6 +100,7 @@ async fn remove(volume: &PersistentVolume, place: &Place, ctx: &Context) -> Resu
         ctx.events.tell(&now, Reason::VolumeKept, note.to_owned()).await;
         return Ok(Action::requeue(LONGEST_WAIT));
     }
+    fault::point("delete-before");
     if let Err(failed) = delete_volume(place, ctx).await {
         if !matches!(failed.again, Again::Soon) {
             ctx.events.tell(&now, failed.reason, failed.note).await;
@@ -112,6 +114,7 @@ async fn remove(volume: &PersistentVolume, place: &Place, ctx: &Context) -> Resu
             Again::WhenTheNodeIsBack => Action::await_change(),
         });
     }
+    fault::point("delete-after");
     info!(volume = name, handle = place.handle(), node = place.topology, "removed the volume");
     ctx.failures.clear(&volume.uid().unwrap_or_default());
 
@@ -124,6 +127,7 @@ async fn remove(volume: &PersistentVolume, place: &Place, ctx: &Context) -> Resu
         Err(error) if is_not_found(&error) => return Ok(Action::await_change()),
         Err(error) => return Err(error).doing(|| format!("delete PersistentVolume {name}")),
     }
+    fault::point("pv-delete-after");
     // The deletion has changed the PV's version: read the finalizers again.
     match api.get(&name).await {
         Ok(deleted) => set_finalizers(&deleted, ctx, others(&deleted)).await,

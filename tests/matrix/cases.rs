@@ -1,0 +1,118 @@
+//! What crashes, where, and how.
+
+use lvprov_tests::objects::Source;
+
+/// What is being done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    Create,
+    Delete,
+    Grow,
+    /// The first mount, which formats.
+    Mount,
+    Unmount,
+    /// The first mount of a log volume, which makes it.
+    Log,
+}
+
+/// What happens at the point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Happening {
+    /// The process ends there.
+    End,
+    /// The node's power is cut.
+    Cut,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Case {
+    pub operation: Operation,
+    pub source: Source,
+    pub point: &'static str,
+    pub happening: Happening,
+    /// Whether it runs with every test.
+    pub always: bool,
+}
+
+impl Case {
+    pub fn name(&self) -> String {
+        format!("{:?} {:?} {} {:?}", self.operation, self.source, self.point, self.happening).to_lowercase()
+    }
+}
+
+/// The points that each operation comes by, in order.
+const POINTS: [(Operation, Source, &[&str]); 9] = [
+    (
+        Operation::Create,
+        Source::Flexvolume,
+        &["create-before", "lvcreate-before", "lvcreate-after", "mark-after", "create-after", "pv-after"],
+    ),
+    (
+        Operation::Delete,
+        Source::Flexvolume,
+        &["delete-before", "lvremove-before", "lvremove-after", "delete-after", "pv-delete-after"],
+    ),
+    (Operation::Mount, Source::Flexvolume, &["mkfs-before", "mkfs-after", "mount-after"]),
+    (Operation::Mount, Source::Csi, &["mkfs-before", "mkfs-after", "mount-after"]),
+    (Operation::Unmount, Source::Flexvolume, &["unmount-before", "unmount-after"]),
+    (Operation::Unmount, Source::Csi, &["unmount-before", "unmount-after"]),
+    (Operation::Grow, Source::Flexvolume, &["lvextend-before", "lvextend-after", "growfs-before", "growfs-after"]),
+    (
+        Operation::Grow,
+        Source::Csi,
+        &[
+            "expand-before",
+            "lvextend-before",
+            "lvextend-after",
+            "expand-after",
+            "expand-pv-after",
+            "expand-status-after",
+            "growfs-before",
+            "growfs-after",
+        ],
+    ),
+    (
+        Operation::Log,
+        Source::Flexvolume,
+        &[
+            "lvcreate-before",
+            "lvcreate-after",
+            "mkfs-before",
+            "mkfs-after",
+            "untag-before",
+            "untag-after",
+            "log-mount-after",
+            "log-directory-before",
+            "log-directory-after",
+            "log-bind-after",
+        ],
+    ),
+];
+
+/// Each operation, and each process that takes part in it, at least once.
+const ALWAYS: [&str; 9] = [
+    "create flexvolume lvcreate-after end",
+    "create flexvolume create-after end",
+    "create flexvolume mark-after cut",
+    "delete flexvolume lvremove-after end",
+    "delete flexvolume pv-delete-after end",
+    "mount flexvolume mkfs-after end",
+    "unmount csi unmount-before end",
+    "grow csi expand-after end",
+    "log flexvolume untag-before end",
+];
+
+/// The whole matrix.
+pub fn all() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (operation, source, points) in POINTS {
+        for point in points {
+            for happening in [Happening::End, Happening::Cut] {
+                let case = Case { operation, source, point, happening, always: false };
+                cases.push(Case { always: ALWAYS.contains(&case.name().as_str()), ..case });
+            }
+        }
+    }
+    assert_eq!(cases.iter().filter(|case| case.always).count(), ALWAYS.len(), "a case that always runs is not there");
+    cases
+}

@@ -1,0 +1,304 @@
+//! Crashes at every step: a process ends there, or the node's power goes. Then
+//! nothing is lost, leaked or made twice.
+//!
+//! The cluster runs lvprov with fault points (`lvm/src/fault.rs`). Some cases
+//! run with every test, all of them with `--full`; `LVPROV_CASE="grow cut"`
+//! picks those that have all of these words in their names.
+
+mod cases;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use cases::{Case, Happening, Operation};
+use lvprov_tests::Test;
+use lvprov_tests::objects::{
+    LONG, Space, claim_volume, class, eventually, log_volume, lvprov_json, text, volume_size, volumes_on,
+};
+use xtask::setup::binaries::{self, Profile};
+use xtask::testbed::{Cluster, ClusterOptions};
+
+const TESTS: [Test<Cluster>; 1] = [("matrix::nothing_is_lost_leaked_or_made_twice", matrix)];
+
+const NODE: &str = "n1";
+/// Where points are armed (`lvm::fault::DIRECTORY`, which is not there without the feature).
+const FAULTS: &str = "/run/lvprov-faults";
+/// Until a point is passed that an operation comes by.
+const HIT: Duration = Duration::from_secs(150);
+
+const SMALL: &str = "320Mi";
+const LARGE: &str = "640Mi";
+
+fn main() {
+    lvprov_tests::run(&TESTS, start)
+}
+
+fn start() -> Result<Cluster> {
+    binaries::build(Profile::Faults)?;
+    shipped_binaries_have_no_fault_points()?;
+    let options = ClusterOptions {
+        name: format!("matrix-{}", std::process::id()),
+        nodes: 1,
+        profile: Profile::Faults,
+        ..ClusterOptions::default()
+    };
+    let cluster = Cluster::start(options)?;
+    // A controller that may write there: the node service and the driver see the node's own files.
+    cluster.node(NODE)?.sh(&format!("mkdir -m 0777 {FAULTS}"))?;
+    cluster.install_lvprov()?;
+    let patch = format!(
+        r#"{{"spec":{{"strategy":{{"type":"Recreate","rollingUpdate":null}},"template":{{"spec":{{
+            "volumes":[{{"name":"faults","hostPath":{{"path":"{FAULTS}","type":"DirectoryOrCreate"}}}}],
+            "containers":[{{"name":"controller","volumeMounts":[{{"name":"faults","mountPath":"{FAULTS}"}}]}}]}}}}}}}}"#
+    );
+    cluster.kubectl(["-n", "lvprov-system", "patch", "deployment", "lvprov-controller", "-p", &patch])?;
+    cluster.kubectl(["-n", "lvprov-system", "rollout", "status", "deployment/lvprov-controller", "--timeout=240s"])?;
+    class(&cluster, "flexvolume", "volumeGroup: vg0", "")?;
+    class(&cluster, "csi", "volumeGroup: vg0, source: csi", "")?;
+    Ok(cluster)
+}
+
+/// The feature must not get into what is shipped, by whatever else is built beside it.
+fn shipped_binaries_have_no_fault_points() -> Result<()> {
+    for (profile, expected) in [(Profile::Faults, true), (Profile::Debug, false)] {
+        for name in ["lvprov", "lvprov-flexvolume"] {
+            let path = binaries::directory(profile).join(name);
+            let program = std::fs::read(&path).with_context(|| format!("{}", path.display()))?;
+            let found = program.windows(FAULTS.len()).any(|window| window == FAULTS.as_bytes());
+            ensure!(found == expected, "{}: fault points: {found}", path.display());
+        }
+    }
+    Ok(())
+}
+
+fn matrix(cluster: &Cluster) -> Result<()> {
+    let words = std::env::var("LVPROV_CASE").unwrap_or_default();
+    let full = std::env::var_os("LVPROV_FULL").is_some() || !words.is_empty();
+    let cases: Vec<Case> = cases::all()
+        .into_iter()
+        .filter(|case| (full || case.always) && words.split_whitespace().all(|word| case.name().contains(word)))
+        .collect();
+    ensure!(!cases.is_empty(), "no case has {words:?} in its name");
+    let mut failed = Vec::new();
+    for (number, case) in cases.iter().enumerate() {
+        let begun = Instant::now();
+        let result = Run::new(cluster, case, number).and_then(|run| run.whole());
+        let seconds = begun.elapsed().as_secs_f64();
+        match result {
+            Ok(()) => eprintln!("case {} of {}: {} ok ({seconds:.1} s)", number + 1, cases.len(), case.name()),
+            Err(error) => {
+                eprintln!("case {} of {}: {} FAILED ({seconds:.1} s): {error:#}", number + 1, cases.len(), case.name());
+                failed.push(format!("{}: {error:#}", case.name()));
+                // What is armed must not meet the next one.
+                cluster.node(NODE)?.sh(&format!("rm -f {FAULTS}/*"))?;
+            }
+        }
+    }
+    ensure!(failed.is_empty(), "{} of {} cases failed:\n{}", failed.len(), cases.len(), failed.join("\n"));
+    let left = lvprov_json(cluster, &["gc", "--json", "--older-than", "0s"])?;
+    ensure!(left["items"].as_array().is_some_and(Vec::is_empty), "left behind: {left:#}");
+    Ok(())
+}
+
+/// One case, in a namespace of its own.
+struct Run<'a> {
+    cluster: &'a Cluster,
+    case: &'a Case,
+    space: Space<'a>,
+}
+
+impl<'a> Run<'a> {
+    fn new(cluster: &'a Cluster, case: &'a Case, number: usize) -> Result<Self> {
+        // Kept to the end of the process, which is that of the test.
+        let name: &'static str = Box::leak(format!("case-{number}").into_boxed_str());
+        Ok(Self { cluster, case, space: Space::new(cluster, name)? })
+    }
+
+    fn whole(self) -> Result<()> {
+        self.prepare().context("before the crash")?;
+        self.arm()?;
+        self.begin()?;
+        self.crash()?;
+        self.finish().context("after the crash")?;
+        self.check()?;
+        self.end().context("at the end")
+    }
+
+    /// Nothing of this case may come by a point of the next one.
+    fn end(&self) -> Result<()> {
+        self.space.kubectl(&["delete", "pod,pvc", "--all", "--timeout=240s"])?;
+        self.gone()?;
+        // What is left of the namespace itself needs no waiting for.
+        self.space.kubectl(&["delete", "namespace", self.namespace(), "--wait=false"]).map(drop)
+    }
+
+    fn namespace(&self) -> &'static str {
+        self.space.name
+    }
+
+    fn claim(&self) -> Result<()> {
+        let class = self.case.source.pick("flexvolume", "csi");
+        self.space.claim("c", class, SMALL, "")?;
+        self.space.kubectl(&["annotate", "pvc", "c", &format!("volume.kubernetes.io/selected-node={NODE}")])?;
+        Ok(())
+    }
+
+    fn pod(&self) -> Result<()> {
+        self.space.pod("p", Some(NODE), &[claim_volume("c")])
+    }
+
+    fn prepare(&self) -> Result<()> {
+        match self.case.operation {
+            Operation::Create | Operation::Log => Ok(()),
+            Operation::Delete | Operation::Mount => {
+                self.claim()?;
+                self.space.volume_of("c").map(drop)
+            }
+            Operation::Grow | Operation::Unmount => {
+                self.claim()?;
+                self.pod()?;
+                self.space.ready("p")?;
+                self.space.exec("p", "echo kept > /v0/file && sync").map(drop)
+            }
+        }
+    }
+
+    fn arm(&self) -> Result<()> {
+        let action = match self.case.happening {
+            Happening::End => "end",
+            Happening::Cut => "hold",
+        };
+        let file = format!("{FAULTS}/{}", self.case.point);
+        let node = self.cluster.node(NODE)?;
+        // Renamed into place, so that nobody meets an empty file.
+        node.sh(&format!("mkdir -p {FAULTS}; chmod 0777 {FAULTS}; echo {action} > {file}.new; mv {file}.new {file}"))?;
+        Ok(())
+    }
+
+    fn begin(&self) -> Result<()> {
+        match self.case.operation {
+            Operation::Create => self.claim(),
+            Operation::Delete => self.space.kubectl(&["delete", "pvc", "c", "--wait=false"]).map(drop),
+            Operation::Mount => self.pod(),
+            Operation::Unmount => self.space.kubectl(&["delete", "pod", "p", "--wait=false"]).map(drop),
+            Operation::Log => self.space.pod("p", Some(NODE), &[log_volume("logs", "")]),
+            Operation::Grow => {
+                let patch = format!(r#"{{"spec":{{"resources":{{"requests":{{"storage":"{LARGE}"}}}}}}}}"#);
+                self.space.kubectl(&["patch", "pvc", "c", "-p", &patch])?;
+                self.hurry()
+            }
+        }
+    }
+
+    /// A running pod is looked at every 60 to 90 s; a change to it hurries that.
+    fn hurry(&self) -> Result<()> {
+        let now = format!("test/hurry={:?}", Instant::now());
+        self.space.kubectl(&["annotate", "pod", "p", &now, "--overwrite"]).map(drop)
+    }
+
+    fn crash(&self) -> Result<()> {
+        let hit = format!("{FAULTS}/{}.hit", self.case.point);
+        let node = self.cluster.node(NODE)?;
+        let deadline = Instant::now() + HIT;
+        let mut hurried = Instant::now();
+        while !node.exec(["test", "-e", &hit])?.success() {
+            ensure!(Instant::now() < deadline, "{} was not passed within {HIT:?}", self.case.point);
+            // kubelet grows a file system once the claim says that it may.
+            if self.case.operation == Operation::Grow && hurried.elapsed() > Duration::from_secs(3) {
+                self.hurry()?;
+                hurried = Instant::now();
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        if self.case.happening == Happening::Cut {
+            node.power_cut()?;
+            node.power_on()?;
+        }
+        node.run(["rm", "-f", &hit])?;
+        Ok(())
+    }
+
+    fn finish(&self) -> Result<()> {
+        match self.case.operation {
+            Operation::Create => self.space.volume_of("c").map(drop),
+            Operation::Delete => self.gone(),
+            Operation::Mount | Operation::Log => {
+                self.space.ready("p")?;
+                self.space.exec("p", "echo written > /v0/new && cat /v0/new").map(drop)
+            }
+            Operation::Unmount => {
+                self.space.kubectl(&["wait", "--for=delete", "pod/p", "--timeout=240s"])?;
+                self.nothing_mounted()?;
+                self.pod()?;
+                self.space.ready("p")?;
+                self.kept()
+            }
+            Operation::Grow => {
+                let grown = Instant::now();
+                loop {
+                    let claim = self.space.get("pvc c")?;
+                    if text(&claim, "/status/capacity/storage") == LARGE {
+                        break;
+                    }
+                    if grown.elapsed() > LONG {
+                        bail!("the claim has not grown: {claim:#}");
+                    }
+                    self.hurry()?;
+                    std::thread::sleep(Duration::from_secs(1));
+                }
+                self.space.ready("p")?;
+                self.kept()
+            }
+        }
+    }
+
+    fn kept(&self) -> Result<()> {
+        let file = self.space.exec("p", "cat /v0/file")?;
+        ensure!(file == "kept", "the file has {file:?}");
+        Ok(())
+    }
+
+    fn gone(&self) -> Result<()> {
+        let tag = format!("claim={}/", self.namespace());
+        eventually("the volume is removed", || Ok(volumes_on(self.cluster, NODE, &tag)?.is_empty()))?;
+        eventually("its PersistentVolume is gone", || Ok(self.volumes()?.is_empty()))
+    }
+
+    /// Names of the PersistentVolumes for this namespace.
+    fn volumes(&self) -> Result<Vec<String>> {
+        let all = self.cluster.get_json("pv")?;
+        let items = all["items"].as_array().into_iter().flatten();
+        let ours = items.filter(|pv| text(pv, "/spec/claimRef/namespace") == self.namespace());
+        Ok(ours.map(|pv| text(pv, "/metadata/name").to_owned()).collect())
+    }
+
+    fn nothing_mounted(&self) -> Result<()> {
+        let mounts = self.cluster.node(NODE)?.read_file("/proc/mounts")?;
+        for volume in self.volumes()? {
+            let escaped = volume.replace('-', "--");
+            ensure!(!mounts.contains(&escaped), "{volume} is mounted: {mounts}");
+        }
+        Ok(())
+    }
+
+    /// As many volumes as there should be, of the size that they should have.
+    fn check(&self) -> Result<()> {
+        let namespace = self.namespace();
+        if self.case.operation == Operation::Log {
+            let volumes = volumes_on(self.cluster, NODE, &format!("log={namespace}/logs"))?;
+            ensure!(volumes.len() == 1, "log volumes: {volumes:?}");
+            ensure!(volumes_on(self.cluster, NODE, "lvprov.io/new")?.is_empty(), "one is marked as new");
+            ensure!(volume_size(self.cluster, NODE, &volumes[0])? == 1 << 30);
+            return Ok(());
+        }
+        let expected = usize::from(self.case.operation != Operation::Delete);
+        let (volumes, logical) = (self.volumes()?, volumes_on(self.cluster, NODE, &format!("claim={namespace}/"))?);
+        ensure!(volumes.len() == expected && volumes == logical, "PersistentVolumes {volumes:?}, LVs {logical:?}");
+        for name in &logical {
+            let size = if self.case.operation == Operation::Grow { 640 << 20 } else { 320 << 20 };
+            let has = volume_size(self.cluster, NODE, name)?;
+            ensure!(has == size, "{name} has {has} bytes and not {size}");
+        }
+        Ok(())
+    }
+}
