@@ -116,6 +116,14 @@ impl<'a> Service<'a> {
         }
     }
 
+    /// Waits until it has asked LVM what its groups have.
+    fn until_reported(&self) -> Result<()> {
+        self.node
+            .sh(&format!("for i in $(seq 600); do grep -q 'lvm vgs' {COMMANDS} && exit; sleep 0.1; done; false"))
+            .context("the node service has not asked for its groups")?;
+        Ok(())
+    }
+
     /// Waits until it has nothing more to do: a new log volume changes its group twice.
     fn idle(&self, free: u64) -> Result<()> {
         self.until_free(free)?;
@@ -164,7 +172,9 @@ fn one_creation(node: &Node) -> Result<()> {
     let create = || {
         kinds(node, || {
             service.create(&uid(0x200))?;
-            service.until_free(free - 320 * MIB)
+            // What is being made is no longer free at once; the report follows.
+            service.until_free(free - 320 * MIB)?;
+            service.until_reported()
         })
     };
     let mut ran = create()?;
@@ -277,7 +287,10 @@ fn reported(node: &Node) -> Result<()> {
 
 fn idle(node: &Node) -> Result<()> {
     let service = Service::start(node)?;
-    service.create(&uid(0x205))?;
+    kinds(node, || {
+        service.create(&uid(0x205))?;
+        service.until_reported()
+    })?;
     sleep(Duration::from_secs(2));
     let ran = kinds(node, || {
         for _ in 0..3 {
