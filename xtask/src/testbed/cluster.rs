@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use std::{env, fs, process, thread};
@@ -60,6 +61,13 @@ pub struct Cluster {
     pki: Pki,
     kubernetes: PathBuf,
     guests: Mutex<Vec<Guest>>,
+}
+
+/// Images to be imported.
+struct Archive {
+    path: PathBuf,
+    /// What is in it: name=id.
+    images: Vec<String>,
 }
 
 /// What `cluster.json` says.
@@ -285,15 +293,21 @@ impl Cluster {
         Ok(())
     }
 
-    fn import_into(&self, number: u8, archive: &Path) -> Result<()> {
+    fn import_into(&self, number: u8, archive: &Archive) -> Result<()> {
         let node = self.node(&format!("n{number}"))?;
         // The socket is there before the service answers.
         node.sh(&format!(
             "n=0; until ctr -n k8s.io version >/dev/null 2>&1; do n=$((n+1)); [ $n -lt 100 ]; sleep 0.2; done\n\
              ctr -n k8s.io images import {} >/dev/null\n\
+             # What kubelet asks learns of images by events, and may miss one: a change of an image makes another.\n\
+             for image in {}; do\n\
+               n=0; until ctr -n k8s.io images ls -q | grep -q ${{image#*=}}; do n=$((n+1)); [ $n -lt 300 ]; sleep 0.2\n\
+               [ $((n % 25)) -ne 0 ] || ctr -n k8s.io images label ${{image%=*}} told=$n >/dev/null; done\n\
+             done\n\
              # containerd leaves that to time, and a power cut may come first.\n\
              sync",
-            archive.display()
+            archive.path.display(),
+            archive.images.join(" ")
         ))?;
         Ok(())
     }
@@ -305,13 +319,14 @@ impl Cluster {
         node.write_file("/run/kubelet.pid", pid.to_string())
     }
 
-    fn write_images(&self, images: &[Image]) -> Result<PathBuf> {
+    fn write_images(&self, images: &[Image]) -> Result<Archive> {
         let directory = self.sandbox.directory().join("images");
         fs::create_dir_all(&directory)?;
         // A new name each time: a guest may remember an old file of the same name.
-        let archive = directory.join(format!("{}-{}.tar", process::id(), fs::read_dir(&directory)?.count()));
-        image::write_archive(images, &archive)?;
-        Ok(archive)
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let path = directory.join(format!("{}-{}.tar", process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
+        let ids = image::write_archive(images, &path)?;
+        Ok(Archive { path, images: images.iter().zip(ids).map(|(image, id)| format!("{}={id}", image.name)).collect() })
     }
 
     /// Makes images and imports them into every node.
@@ -328,7 +343,7 @@ impl Cluster {
                 .into_iter()
                 .try_for_each(|node| node.join().unwrap_or_else(|_| Err(anyhow!("importing into a node panicked"))))
         })?;
-        Ok(fs::remove_file(archive)?)
+        Ok(fs::remove_file(archive.path)?)
     }
 
     pub(super) fn kubectl_command(&self, arguments: Vec<String>) -> crate::agent::Command {

@@ -70,13 +70,15 @@ impl Image {
 /// Name of the pause image.
 pub const PAUSE: &str = "lvprov.io/pause:latest";
 
-/// Writes images into one archive that `ctr images import` takes.
+/// Writes images into one archive that `ctr images import` takes. Gives the ids
+/// that a container runtime knows them by: the digests of their configurations.
 ///
 /// # Errors
 /// When a program is missing or the archive cannot be written.
-pub fn write_archive(images: &[Image], archive: &Path) -> Result<()> {
+pub fn write_archive(images: &[Image], archive: &Path) -> Result<Vec<String>> {
     let mut outer = Builder::new(File::create(archive)?);
     let mut manifest = Vec::new();
+    let mut ids = Vec::new();
     for (index, image) in images.iter().enumerate() {
         let layer = layer(image, archive)?;
         let digest = hex(&Sha256::digest(&layer));
@@ -89,13 +91,14 @@ pub fn write_archive(images: &[Image], archive: &Path) -> Result<()> {
             "history": [{"created_by": "xtask"}],
         }))?;
         let (config_name, layer_name) = (format!("{index}.json"), format!("{index}/layer.tar"));
+        ids.push(format!("sha256:{}", hex(&Sha256::digest(&config))));
         append(&mut outer, &config_name, &config)?;
         append(&mut outer, &layer_name, &layer)?;
         manifest.push(json!({"Config": config_name, "RepoTags": [image.name], "Layers": [layer_name]}));
     }
     append(&mut outer, "manifest.json", &serde_json::to_vec(&manifest)?)?;
     outer.into_inner()?.flush()?;
-    Ok(())
+    Ok(ids)
 }
 
 fn append(to: &mut Builder<File>, name: &str, content: &[u8]) -> io::Result<()> {
