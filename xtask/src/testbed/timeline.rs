@@ -30,7 +30,7 @@ impl Cluster {
     pub fn timeline(&self, kinds: &[&str]) -> Timeline {
         let timeline = Timeline::default();
         for kind in kinds {
-            let words = ["get", kind, "--all-namespaces", "--watch", "--output=json"];
+            let words = ["get", kind, "--all-namespaces", "--watch", "--output-watch-events", "--output=json"];
             let command = self.kubectl_command(words.map(Into::into).to_vec());
             let agent = self.control().agent().clone();
             let mut sink = Sink { shared: Arc::clone(&timeline.shared), buffer: Vec::new() };
@@ -46,6 +46,11 @@ impl Cluster {
 }
 
 impl Timeline {
+    /// Whether an object was seen as it went.
+    pub fn is_gone(object: &Value) -> bool {
+        object["gone"] == true
+    }
+
     /// Forgets what was seen so far.
     pub fn clear(&self) {
         self.seen().clear();
@@ -78,7 +83,7 @@ impl Timeline {
     }
 }
 
-/// Takes in concatenated JSON.
+/// Takes in concatenated events of a watch.
 struct Sink {
     shared: Arc<Shared>,
     buffer: Vec<u8>,
@@ -91,9 +96,13 @@ impl Write for Sink {
         let mut values = serde_json::Deserializer::from_slice(&self.buffer).into_iter::<Value>();
         let mut used = 0;
         let mut seen = self.shared.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some(Ok(value)) = values.next() {
+        while let Some(Ok(mut event)) = values.next() {
             used = values.byte_offset();
-            seen.push((now, value));
+            let mut object = event["object"].take();
+            if event["type"] == "DELETED" {
+                object["gone"] = true.into();
+            }
+            seen.push((now, object));
         }
         drop(values);
         self.buffer.drain(..used);
@@ -115,18 +124,23 @@ mod tests {
         let timeline = Timeline::default();
         let mut sink = Sink { shared: Arc::clone(&timeline.shared), buffer: Vec::new() };
         let before = Instant::now();
-        sink.write_all(b"{\"a\": 1}\n{\"a\"").unwrap();
+        let event = |number: u8| format!(r#"{{"type": "ADDED", "object": {{"a": {number}}}}}"#);
+        let (one, two) = (event(1), event(2));
+        sink.write_all(format!("{one}\n{}", &two[..20]).as_bytes()).unwrap();
         thread::sleep(Duration::from_millis(5));
-        sink.write_all(b": 2}\n{\"a\": 2}\n").unwrap();
+        sink.write_all(format!("{}\n{two}\n", &two[20..]).as_bytes()).unwrap();
         let first = timeline.first("1", Duration::ZERO, |object| object["a"] == 1).unwrap();
         let second = timeline.first("2", Duration::ZERO, |object| object["a"] == 2).unwrap();
         assert!(before <= first && second - first >= Duration::from_millis(5));
         timeline.first("3", Duration::from_millis(5), |object| object["a"] == 3).unwrap_err();
         let waiting = thread::spawn({
             let timeline = timeline.clone();
-            move || timeline.first("4", Duration::from_secs(20), |object| object["a"] == 4)
+            move || {
+                let gone = |object: &Value| object["a"] == 4 && Timeline::is_gone(object);
+                timeline.first("4", Duration::from_secs(20), gone)
+            }
         });
-        sink.write_all(b"{\"a\": 4}").unwrap();
+        sink.write_all(event(4).replace("ADDED", "DELETED").as_bytes()).unwrap();
         waiting.join().unwrap().unwrap();
         timeline.clear();
         timeline.first("1", Duration::ZERO, |object| object["a"] == 1).unwrap_err();

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use serde_json::Value;
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
 
 use super::rows::Row;
 use crate::progress::say;
@@ -12,10 +12,14 @@ use crate::testbed::{Cluster, ClusterNode, Timeline};
 /// The node that everything takes place on.
 const NODE: &str = "n1";
 const LIMIT: Duration = Duration::from_secs(120);
+/// For many at once.
+const LONGEST: Duration = Duration::from_secs(600);
 /// The node's report after a change has ended by then.
 const SETTLE: Duration = Duration::from_secs(2);
-/// So many claims at once.
-const AT_ONCE: usize = 20;
+/// Where the node's lvm commands are written down.
+pub const COMMANDS: &str = "/run/lvprov-commands.log";
+/// Pods of the StatefulSet.
+const REPLICAS: usize = 20;
 
 /// A cluster with one node, lvprov installed.
 pub struct Bench<'a> {
@@ -30,10 +34,13 @@ impl<'a> Bench<'a> {
     /// # Errors
     /// When the API server refuses.
     pub fn new(cluster: &'a Cluster) -> Result<Self> {
-        cluster.apply(
-            "{apiVersion: storage.k8s.io/v1, kind: StorageClass, metadata: {name: bench}, \
-             provisioner: lvm.lvprov.io, volumeBindingMode: WaitForFirstConsumer, parameters: {volumeGroup: vg0}}",
-        )?;
+        for (name, fs) in [("bench", "xfs"), ("bench-small", "ext4")] {
+            cluster.apply(&format!(
+                "{{apiVersion: storage.k8s.io/v1, kind: StorageClass, metadata: {{name: {name}}}, \
+                 provisioner: lvm.lvprov.io, volumeBindingMode: WaitForFirstConsumer, \
+                 parameters: {{volumeGroup: vg0, csi.storage.k8s.io/fstype: {fs}}}}}"
+            ))?;
+        }
         Ok(Self {
             cluster,
             node: cluster.node(NODE)?,
@@ -43,15 +50,16 @@ impl<'a> Bench<'a> {
 
     /// `selected-node` is written with the claim itself: neither scheduler nor
     /// pod is in what is measured.
-    fn claim(name: &str, size: &str) -> String {
+    fn claim(name: &str, class: &str, size: &str) -> String {
         format!(
             "{{apiVersion: v1, kind: PersistentVolumeClaim, metadata: {{name: {name}, namespace: default, \
              annotations: {{volume.kubernetes.io/selected-node: {NODE}}}}}, spec: {{accessModes: [ReadWriteOnce], \
-             storageClassName: bench, resources: {{requests: {{storage: {size}}}}}}}}}\n---\n"
+             storageClassName: {class}, resources: {{requests: {{storage: {size}}}}}}}}}\n---\n"
         )
     }
 
-    /// Claims one after the other: until the PV is there, and until it is bound.
+    /// Claims one after the other: until the PV is there, until it is bound, and
+    /// from the claim's end to the PV's.
     ///
     /// # Errors
     /// When one of them is not served.
@@ -59,100 +67,139 @@ impl<'a> Bench<'a> {
         if count == 0 {
             return Ok(Vec::new());
         }
-        let (mut to_volume, mut to_bound, mut bare) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut to_volume, mut to_bound, mut to_end) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut bare, mut bare_end) = (Vec::new(), Vec::new());
+        let mut commands = Commands::default();
         // The first round of each is not counted.
         for round in 0..=count {
             let mut one = || {
                 let name = format!("one-{round}");
                 self.timeline.clear();
-                self.cluster.apply(&Self::claim(&name, "1Gi"))?;
+                let before = self.commands()?;
+                self.cluster.apply(&Self::claim(&name, "bench", "1Gi"))?;
                 let selected = self.timeline.first("the claim", LIMIT, |object| is_claim(object, &name))?;
                 let bound = self.timeline.first("a bound claim", LIMIT, |object| is_bound(object, &name))?;
                 let volume = self.timeline.first("its volume", LIMIT, |object| is_volume_of(object, &name))?;
+                commands.made.push(self.commands()? - before);
+                let ended = self.remove_claims(&[name])?;
                 if round > 0 {
                     to_volume.push(ms(volume.saturating_duration_since(selected)));
                     to_bound.push(ms(bound.saturating_duration_since(selected)));
+                    to_end.push(ms(ended));
                 }
-                self.remove_claims(&[name])
+                Ok(())
             };
             let mut other = || {
-                let took = self.lvcreate("1g")?;
+                let (made, removed) = self.lvcreate("1g")?;
                 if round > 0 {
-                    bare.push(took);
+                    bare.push(made);
+                    bare_end.push(removed);
                 }
                 Ok(())
             };
             take_turns(round, &mut one, &mut other)?;
         }
+        let processes = commands.each(1);
         Ok(vec![
-            row("claim of 1 GiB: selected-node to PV", to_volume, "lvcreate", bare.clone()),
-            row("claim of 1 GiB: selected-node to Bound", to_bound, "lvcreate", bare),
+            Row { processes, ..row("claim of 1 GiB: selected-node to PV", to_volume, "lvcreate", bare.clone()) },
+            Row { processes, ..row("claim of 1 GiB: selected-node to Bound", to_bound, "lvcreate", bare) },
+            row("claim of 1 GiB: its end to the PV's", to_end, "lvremove", bare_end),
         ])
     }
 
-    /// Twenty claims at once: until all are bound.
+    /// Many claims at once: until all PVs are there, and until all are bound.
     ///
     /// # Errors
     /// When one of them is not served.
-    pub fn claims_at_once(&self, count: usize) -> Result<Vec<Row>> {
+    pub fn claims_at_once(&self, claims: usize, count: usize) -> Result<Vec<Row>> {
         if count == 0 {
             return Ok(Vec::new());
         }
-        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        let (mut to_volumes, mut to_bound, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
+        let mut commands = Commands::default();
         for round in 0..count {
-            let names: Vec<String> = (0..AT_ONCE).map(|number| format!("all-{round}-{number}")).collect();
+            let names: Vec<String> = (0..claims).map(|number| format!("all-{claims}-{round}-{number}")).collect();
             let mut all = || {
                 self.timeline.clear();
-                self.cluster.apply(&names.iter().map(|name| Self::claim(name, "320Mi")).collect::<String>())?;
+                let before = self.commands()?;
+                self.cluster
+                    .apply(&names.iter().map(|name| Self::claim(name, "bench-small", "64Mi")).collect::<String>())?;
                 let first = self.timeline.first("the first claim", LIMIT, |object| is_claim(object, &names[0]))?;
-                let mut last = first;
+                let (mut last_volume, mut last_bound) = (first, first);
                 for name in &names {
-                    last = last.max(self.timeline.first("a bound claim", LIMIT, |object| is_bound(object, name))?);
+                    let bound = self.timeline.first("a bound claim", LONGEST, |object| is_bound(object, name))?;
+                    let volume = self.timeline.first("its volume", LONGEST, |object| is_volume_of(object, name))?;
+                    (last_volume, last_bound) = (last_volume.max(volume), last_bound.max(bound));
                 }
-                ours.push(ms(last - first));
-                self.remove_claims(&names)
+                to_volumes.push(ms(last_volume - first));
+                to_bound.push(ms(last_bound - first));
+                commands.made.push(self.commands()? - before);
+                self.remove_claims(&names).map(drop)
             };
             let mut bare = || {
                 let mut sum = 0.0;
-                for _ in 0..AT_ONCE {
-                    sum += self.lvcreate("320m")?;
+                for _ in 0..claims {
+                    sum += self.lvcreate("64m")?.0;
                 }
                 theirs.push(sum);
                 Ok(())
             };
             take_turns(round, &mut all, &mut bare)?;
         }
-        Ok(vec![row("20 claims at once: all Bound", ours, "20 lvcreate, in turn", theirs)])
+        let processes = commands.each(claims as u64);
+        let against = "as many lvcreate, in turn";
+        Ok(vec![
+            Row { processes, ..row(&format!("{claims} claims at once: all PVs"), to_volumes, against, theirs.clone()) },
+            Row { processes, ..row(&format!("{claims} claims at once: all Bound"), to_bound, against, theirs) },
+        ])
     }
 
-    fn remove_claims(&self, names: &[String]) -> Result<()> {
+    /// lvm commands that lvprov has run on the node so far.
+    fn commands(&self) -> Result<u64> {
+        let log = self.node.read_file(COMMANDS).unwrap_or_default();
+        Ok(log.lines().filter(|line| line.contains("\"command\":\"lvm ")).count() as u64)
+    }
+
+    /// Removes claims with their volumes. Gives the time from the end of the
+    /// first claim to that of the last PV.
+    fn remove_claims(&self, names: &[String]) -> Result<Duration> {
         let claims = self.cluster.get_json("-n default persistentvolumeclaims")?;
-        let volume = |claim: &Value| claim["spec"]["volumeName"].as_str().map(|name| format!("pv/{name}"));
+        let volume = |claim: &Value| claim["spec"]["volumeName"].as_str().map(str::to_owned);
         let claims = claims["items"].as_array().map(Vec::as_slice).unwrap_or_default();
         let volumes: Vec<String> = claims.iter().filter_map(volume).collect();
         ensure!(volumes.len() == names.len(), "{} volumes of {} claims", volumes.len(), names.len());
-        let words = ["-n", "default", "delete", "pvc"].into_iter().map(str::to_owned);
+        self.timeline.clear();
+        let words = ["-n", "default", "delete", "pvc", "--wait=false"].into_iter().map(str::to_owned);
         self.cluster.kubectl(words.chain(names.iter().cloned()))?;
-        self.cluster.wait(&volumes.join(" "), "delete", LIMIT)?;
+        let first = self.timeline.first("the end of a claim", LIMIT, |object| {
+            object["kind"] == "PersistentVolumeClaim" && Timeline::is_gone(object)
+        })?;
+        let mut last = first;
+        for volume in &volumes {
+            let gone = |object: &Value| is(object, "PersistentVolume", volume) && Timeline::is_gone(object);
+            last = last.max(self.timeline.first("the end of a PV", LONGEST, gone)?);
+        }
         std::thread::sleep(SETTLE);
-        Ok(())
+        Ok(last - first)
     }
 
-    /// Milliseconds of a bare lvcreate, removed again afterwards. It is given
+    /// Milliseconds of a bare lvcreate, and of the lvremove after it. It is given
     /// the options that ours has, but for the tags, and holds our lock, so that
     /// the node service does not take it for a change to be reported while it
     /// is measured.
-    fn lvcreate(&self, size: &str) -> Result<f64> {
+    fn lvcreate(&self, size: &str) -> Result<(f64, f64)> {
         let script = format!(
             "export LVM_SUPPRESS_FD_WARNINGS=1\n\
              exec 9>> /run/lvprov/vg-vg0.lock && flock 9 || exit 1\n\
              before=${{EPOCHREALTIME/./}}\n\
              lvm lvcreate --yes --quiet --wipesignatures y --zero y --name bench --size {size} vg0 > /dev/null || exit 1\n\
-             echo $((${{EPOCHREALTIME/./}} - before))\n\
-             lvm lvremove --yes --quiet vg0/bench > /dev/null"
+             made=${{EPOCHREALTIME/./}}\n\
+             lvm lvremove --yes --quiet vg0/bench > /dev/null || exit 1\n\
+             echo $((made - before)) $((${{EPOCHREALTIME/./}} - made))"
         );
-        let took: f64 = self.node.run(["bash", "-c", &script])?.trim().parse()?;
-        Ok(took / 1000.0)
+        let took = self.node.run(["bash", "-c", &script])?;
+        let (made, removed) = took.trim().split_once(' ').context("two times")?;
+        Ok((made.parse::<f64>()? / 1000.0, removed.parse::<f64>()? / 1000.0))
     }
 
     /// Pods with a new claim: until they are ready.
@@ -167,14 +214,14 @@ impl<'a> Bench<'a> {
         for round in 0..=count {
             let mut with_claim = || {
                 let name = format!("claim-{round}");
-                let claim = Self::claim(&name, "1Gi")
+                let claim = Self::claim(&name, "bench", "1Gi")
                     .replace(&format!("annotations: {{volume.kubernetes.io/selected-node: {NODE}}}"), "");
                 let pod = pod(&name, &format!("persistentVolumeClaim: {{claimName: {name}}}"));
                 let took = self.pod_start(&name, &format!("{claim}{pod}"))?;
                 if round > 0 {
                     ours.push(took);
                 }
-                self.remove_claims(&[name])
+                self.remove_claims(&[name]).map(drop)
             };
             let mut with_directory = || {
                 let name = format!("directory-{round}");
@@ -200,6 +247,67 @@ impl<'a> Bench<'a> {
         Ok(ms(ready - made))
     }
 
+    /// A StatefulSet whose pods start all at once, with a claim each: until all are Ready.
+    ///
+    /// # Errors
+    /// When one of them does not become ready.
+    pub fn stateful_sets(&self, count: usize) -> Result<Vec<Row>> {
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for round in 0..count {
+            let mut with_claims = || {
+                ours.push(self.stateful_set(&format!("claims-{round}"), true)?);
+                let claims: Vec<String> = (0..REPLICAS).map(|pod| format!("v-claims-{round}-{pod}")).collect();
+                self.remove_claims(&claims).map(drop)
+            };
+            let mut without = || {
+                theirs.push(self.stateful_set(&format!("none-{round}"), false)?);
+                std::thread::sleep(SETTLE);
+                Ok(())
+            };
+            take_turns(round, &mut with_claims, &mut without)?;
+        }
+        Ok(vec![row(&format!("StatefulSet of {REPLICAS}: all Ready"), ours, "without volumes", theirs)])
+    }
+
+    /// Milliseconds from its first pod's appearance until all are Ready; deletes it with its pods.
+    fn stateful_set(&self, name: &str, claims: bool) -> Result<f64> {
+        self.timeline.clear();
+        self.cluster.apply(&stateful_set(name, claims))?;
+        let pods: Vec<String> = (0..REPLICAS).map(|number| format!("{name}-{number}")).collect();
+        let of_it = |object: &Value| pods.iter().any(|pod| is(object, "Pod", pod));
+        let first = self.timeline.first("the first pod", LIMIT, of_it)?;
+        let mut last = first;
+        for pod in &pods {
+            let ready = |object: &Value| is(object, "Pod", pod) && is_ready(object);
+            last = last.max(self.timeline.first("a ready pod", LONGEST, ready)?);
+        }
+        self.cluster.kubectl([
+            "-n",
+            "default",
+            "delete",
+            "statefulset",
+            name,
+            "--cascade=foreground",
+            "--timeout=240s",
+        ])?;
+        Ok(ms(last - first))
+    }
+
+    /// MiB that the node service and the controller have in memory.
+    ///
+    /// # Errors
+    /// When one of them does not run here.
+    pub fn resident(&self) -> Result<Value> {
+        let of = |what: &str| -> Result<f64> {
+            let script = format!("awk '/VmRSS/ {{print $2}}' /proc/$(pgrep -o -f '^/lvprov {what}')/status");
+            Ok(self.node.sh(&script)?.trim().parse::<f64>()? / 1024.0)
+        };
+        Ok(json!({"node service": of("node")?, "controller": of("controller")?}))
+    }
+
     /// The node, for what is asked of the machine.
     pub fn node(&self) -> &ClusterNode<'a> {
         &self.node
@@ -212,6 +320,19 @@ impl<'a> Bench<'a> {
     pub fn kubernetes(&self) -> Result<String> {
         let versions: Value = serde_json::from_str(&self.cluster.kubectl(["version", "-o", "json"])?)?;
         Ok(versions["serverVersion"]["gitVersion"].as_str().unwrap_or("?").to_owned())
+    }
+}
+
+/// lvm commands that each of several rounds took.
+#[derive(Debug, Default)]
+struct Commands {
+    made: Vec<u64>,
+}
+
+impl Commands {
+    /// Of the round with the most, beside so many without lvprov.
+    fn each(&self, without: u64) -> Option<(u64, u64)> {
+        Some((self.made.iter().copied().max()?, without))
     }
 }
 
@@ -231,6 +352,24 @@ fn take_turns(round: usize, one: &mut dyn FnMut() -> Result<()>, other: &mut dyn
     }
     say(format!("round {round}: {:.1} s", start.elapsed().as_secs_f64()));
     Ok(())
+}
+
+fn stateful_set(name: &str, claims: bool) -> String {
+    let (mounts, templates) = match claims {
+        true => (
+            ", volumeMounts: [{name: v, mountPath: /v}]",
+            ", volumeClaimTemplates: [{metadata: {name: v}, spec: {accessModes: [ReadWriteOnce], storageClassName: \
+             bench-small, resources: {requests: {storage: 64Mi}}}}]",
+        ),
+        false => ("", ""),
+    };
+    format!(
+        "{{apiVersion: apps/v1, kind: StatefulSet, metadata: {{name: {name}, namespace: default}}, spec: {{\
+         replicas: {REPLICAS}, serviceName: none, podManagementPolicy: Parallel, \
+         selector: {{matchLabels: {{app: {name}}}}}, template: {{metadata: {{labels: {{app: {name}}}}}, spec: {{\
+         terminationGracePeriodSeconds: 0, containers: [{{name: c, image: 'lvprov.io/busybox:latest', \
+         imagePullPolicy: Never, command: [sleep, '100000']{mounts}}}]}}}}{templates}}}}}"
+    )
 }
 
 fn pod(name: &str, volume: &str) -> String {
@@ -272,7 +411,6 @@ fn is_ready(pod: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn objects_are_told_apart() {

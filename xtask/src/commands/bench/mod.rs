@@ -9,7 +9,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use self::cluster::Bench;
+use self::cluster::{Bench, COMMANDS};
 use self::rows::{Row, print_table};
 use crate::progress::{say, step};
 use crate::setup::{self, binaries, packages};
@@ -37,11 +37,11 @@ pub struct BenchCommand {
 /// A part of the benchmark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
 enum Part {
-    /// Claims, one after the other and at once, against lvcreate.
+    /// Claims, one, ten and a hundred at once, against lvcreate and lvremove.
     Provision,
     /// The driver against mount(8) and against a driver written as a shell script, on a node and on this machine.
     Driver,
-    /// Pods with a claim against pods with an emptyDir.
+    /// Pods with a claim against pods with an emptyDir, and a StatefulSet against one without volumes.
     Pods,
 }
 
@@ -53,7 +53,7 @@ struct Options {
     /// How many claims, one after the other; 0 here and below leaves that out.
     #[arg(long, global = true, default_value_t = 12)]
     claims: usize,
-    /// How often twenty claims at once.
+    /// How often ten claims at once, and a hundred.
     #[arg(long, global = true, default_value_t = 3)]
     bursts: usize,
     /// How many mounts of each kind on the node.
@@ -65,6 +65,9 @@ struct Options {
     /// How many pods.
     #[arg(long, global = true, default_value_t = 6)]
     pods: usize,
+    /// How often a StatefulSet of twenty.
+    #[arg(long, global = true, default_value_t = 3)]
+    sets: usize,
     /// Profile of the binaries.
     #[arg(long, global = true, value_enum, default_value_t = binaries::Profile::Release)]
     profile: binaries::Profile,
@@ -137,16 +140,21 @@ fn measure_kubernetes(
     wanted: impl Fn(Part) -> bool,
     rows: &mut Vec<Row>,
 ) -> Result<Value> {
+    cluster.node("n1")?.write_file("/etc/lvprov/node.json", format!(r#"{{"commandLog":"{COMMANDS}"}}"#))?;
     step("Install lvprov", || cluster.install_lvprov())?;
     let bench = Bench::new(cluster)?;
     if wanted(Part::Provision) {
         measure(rows, "Claims, one after the other", &|| bench.claims(options.claims))?;
-        measure(rows, "Claims, all at once", &|| bench.claims_at_once(options.bursts))?;
+        measure(rows, "Ten claims at once", &|| bench.claims_at_once(10, options.bursts))?;
+        measure(rows, "A hundred claims at once", &|| bench.claims_at_once(100, options.bursts))?;
     }
     if wanted(Part::Pods) {
         measure(rows, "Pods", &|| bench.pods(options.pods))?;
+        measure(rows, "StatefulSets", &|| bench.stateful_sets(options.sets))?;
     }
-    machine(bench.node(), options.profile, &format!(", Kubernetes {}", bench.kubernetes()?))
+    let mut machine = machine(bench.node(), options.profile, &format!(", Kubernetes {}", bench.kubernetes()?))?;
+    machine["resident MiB"] = bench.resident()?;
+    Ok(machine)
 }
 
 /// What it was measured on.

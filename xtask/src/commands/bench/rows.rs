@@ -72,6 +72,10 @@ pub fn print_table(machine: &Value, rows: &[Row]) {
     for row in rows {
         println!("{}", row.line());
     }
+    let resident = machine["resident MiB"].as_object();
+    for (who, mib) in resident.into_iter().flatten() {
+        println!("{who} in memory: {:.1} MiB", mib.as_f64().unwrap_or(f64::NAN));
+    }
 }
 
 #[cfg(test)]
