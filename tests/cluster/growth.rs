@@ -3,7 +3,6 @@
 use anyhow::{Result, ensure};
 use lvprov_tests::Test;
 use lvprov_tests::objects::{LONG, Source, Space, class, eventually, text, volume_size};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use xtask::testbed::Cluster;
 
 pub const TESTS: [Test<Cluster>; 7] = [
@@ -24,27 +23,7 @@ fn raise(space: &Space<'_>, claim: &str, size: &str) -> Result<()> {
 
 fn request(space: &Space<'_>, claim: &str, size: &str) -> Result<()> {
     raise(space, claim, size)?;
-    hurry(space)
-}
-
-/// A running pod is looked at every 60 to 90 s; a change to it hurries that.
-fn hurry(space: &Space<'_>) -> Result<()> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
-    space.kubectl(&["annotate", "pod", "p", &format!("test/hurry={now}"), "--overwrite"])?;
-    Ok(())
-}
-
-/// Waits until a claim has grown. kubelet does its part once the claim says
-/// that it may, so it is hurried more than once.
-fn grown(space: &Space<'_>, claim: &str, size: &str) -> Result<()> {
-    eventually("the claim has grown", || {
-        if text(&space.get(&format!("pvc {claim}"))?, "/status/capacity/storage") == size {
-            return Ok(true);
-        }
-        hurry(space)?;
-        std::thread::sleep(Duration::from_secs(2));
-        Ok(false)
-    })
+    space.hurry("p")
 }
 
 fn grows(cluster: &Cluster, source: Source) -> Result<()> {
@@ -55,7 +34,7 @@ fn grows(cluster: &Cluster, source: Source) -> Result<()> {
     let pv = source.check(&space.volume_of("c")?)?;
     space.exec("p", "echo kept > /v0/file")?;
     request(&space, "c", "2Gi")?;
-    grown(&space, "c", "2Gi")?;
+    space.grown("c", "p", "2Gi")?;
     ensure!(volume_size(cluster, "n1", &pv)? == 2 << 30);
     let blocks: u64 = space.exec("p", "df -kP /v0 | tail -1 | awk '{print $2}'")?.trim().parse()?;
     ensure!(blocks > 1_900_000, "the file system has {blocks} KiB");
@@ -80,7 +59,7 @@ fn btrfs(cluster: &Cluster) -> Result<()> {
     let usage = cluster.node("n1")?.sh("btrfs filesystem df $(findmnt -n -t btrfs -o TARGET | head -1)")?;
     ensure!(usage.contains("Metadata, single"), "{usage}");
     request(&space, "c", "2Gi")?;
-    grown(&space, "c", "2Gi")?;
+    space.grown("c", "p", "2Gi")?;
     let blocks: u64 = space.exec("p", "df -kP /v0 | tail -1 | awk '{print $2}'")?.trim().parse()?;
     ensure!(blocks == 2 << 20, "the file system has {blocks} KiB");
     ensure!(space.exec("p", "cat /v0/file")? == "kept");
@@ -110,7 +89,7 @@ fn csi_too_much(cluster: &Cluster) -> Result<()> {
 
     // Lowered to what fits, it grows to that.
     request(&space, "c", "2Gi")?;
-    grown(&space, "c", "2Gi")?;
+    space.grown("c", "p", "2Gi")?;
     ensure!(volume_size(cluster, "n1", &pv)? == 2 << 30);
     nothing_left(&space)?;
     ensure!(text(&space.volume_of("c")?, "/spec/capacity/storage") == "2Gi");
@@ -121,7 +100,7 @@ fn csi_too_much(cluster: &Cluster) -> Result<()> {
     request(&space, "c", "3Gi")?;
     space.wait("pvc/c", "jsonpath={.status.allocatedResourceStatuses.storage}=ControllerResizeInfeasible")?;
     n1.sh("lvremove -qq -y vg0/filler-csi && echo changed > /run/lvprov/vg-vg0.lock")?;
-    grown(&space, "c", "3Gi")?;
+    space.grown("c", "p", "3Gi")?;
     ensure!(volume_size(cluster, "n1", &pv)? == 3 << 30);
     nothing_left(&space)?;
     space.end()

@@ -9,11 +9,11 @@ mod cases;
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use cases::{Case, Happening, Operation};
 use lvprov_tests::Test;
 use lvprov_tests::objects::{
-    LONG, Space, claim_volume, class, eventually, log_volume, lvprov_json, text, volume_size, volumes_on,
+    Space, claim_volume, class, eventually, log_volume, lvprov_json, text, volume_size, volumes_on,
 };
 use xtask::setup::binaries::{self, Profile};
 use xtask::testbed::{Cluster, ClusterOptions};
@@ -185,15 +185,9 @@ impl<'a> Run<'a> {
             Operation::Grow => {
                 let patch = format!(r#"{{"spec":{{"resources":{{"requests":{{"storage":"{LARGE}"}}}}}}}}"#);
                 self.space.kubectl(&["patch", "pvc", "c", "-p", &patch])?;
-                self.hurry()
+                self.space.hurry("p")
             }
         }
-    }
-
-    /// A running pod is looked at every 60 to 90 s; a change to it hurries that.
-    fn hurry(&self) -> Result<()> {
-        let now = format!("test/hurry={:?}", Instant::now());
-        self.space.kubectl(&["annotate", "pod", "p", &now, "--overwrite"]).map(drop)
     }
 
     fn crash(&self) -> Result<()> {
@@ -205,7 +199,7 @@ impl<'a> Run<'a> {
             ensure!(Instant::now() < deadline, "{} was not passed within {HIT:?}", self.case.point);
             // kubelet grows a file system once the claim says that it may.
             if self.case.operation == Operation::Grow && hurried.elapsed() > Duration::from_secs(3) {
-                self.hurry()?;
+                self.space.hurry("p")?;
                 hurried = Instant::now();
             }
             std::thread::sleep(Duration::from_millis(100));
@@ -234,18 +228,7 @@ impl<'a> Run<'a> {
                 self.kept()
             }
             Operation::Grow => {
-                let grown = Instant::now();
-                loop {
-                    let claim = self.space.get("pvc c")?;
-                    if text(&claim, "/status/capacity/storage") == LARGE {
-                        break;
-                    }
-                    if grown.elapsed() > LONG {
-                        bail!("the claim has not grown: {claim:#}");
-                    }
-                    self.hurry()?;
-                    std::thread::sleep(Duration::from_secs(1));
-                }
+                self.space.grown("c", "p", LARGE)?;
                 self.space.ready("p")?;
                 self.kept()
             }

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use xtask::testbed::Cluster;
 
 /// Long enough for anything on a busy machine of two cores.
@@ -146,6 +146,26 @@ impl<'a> Space<'a> {
     /// Runs a shell script in a pod.
     pub fn exec(&self, pod: &str, script: &str) -> Result<String> {
         self.kubectl(&["exec", pod, "--", "sh", "-c", script])
+    }
+
+    /// Has kubelet look at a running pod now, which it does every 60 to 90 s
+    /// and whenever the pod has changed.
+    pub fn hurry(&self, pod: &str) -> Result<()> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
+        self.kubectl(&["annotate", "pod", pod, &format!("test/hurry={now}"), "--overwrite"]).map(drop)
+    }
+
+    /// Waits until a claim that a pod uses has grown. kubelet does its part once
+    /// the claim says that it may, so it is hurried more than once.
+    pub fn grown(&self, claim: &str, pod: &str, size: &str) -> Result<()> {
+        eventually("the claim has grown", || {
+            if text(&self.get(&format!("pvc {claim}"))?, "/status/capacity/storage") == size {
+                return Ok(true);
+            }
+            self.hurry(pod)?;
+            std::thread::sleep(Duration::from_secs(2));
+            Ok(false)
+        })
     }
 
     /// An object of this namespace.

@@ -18,3 +18,8 @@ pub mod progress;
 pub mod sandbox;
 pub mod setup;
 pub mod testbed;
+
+/// Bytes, such as those of a digest, as text.
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -38,32 +38,31 @@ pub fn make(runner: &Runner, lock: BorrowedFd<'_>, device: &Path, new: &NewFs<'_
 /// last owner left.
 fn command(new: &NewFs<'_>) -> (&'static str, Vec<String>) {
     let uuid = new.uuid.to_string();
-    let own: &[&str] = match (new.fs, new.quota) {
-        (FsType::Xfs, _) => &["-q", "-K"],
-        (FsType::Ext4, true) => &["-q", "-O", "quota,project"],
-        (FsType::Ext4, false) => &["-q"],
-        (FsType::Btrfs, _) => &["-q", "-K"],
-    };
-    let mut args: Vec<String> = own.iter().map(|arg| (*arg).to_owned()).collect();
+    // mke2fs alone has -E, and of several only the last would count.
+    let (extended, others): (Vec<&Setting>, Vec<&Setting>) =
+        new.options.settings.iter().partition(|setting| setting.known.flag == "-E");
+    let mut args = vec!["-q".to_owned()];
     let program = match new.fs {
         FsType::Xfs => {
-            args.extend(["-m".to_owned(), format!("uuid={uuid}")]);
+            args.extend(["-K".to_owned(), "-m".to_owned(), format!("uuid={uuid}")]);
             "mkfs.xfs"
         }
         FsType::Ext4 => {
-            // Of several -E only the last would count.
-            let mut extended = vec!["nodiscard".to_owned()];
-            extended.extend(new.quota.then(|| "quotatype=prjquota".to_owned()));
-            extended.extend(new.options.of("-E").map(Setting::value_with_key));
-            args.extend(["-U".to_owned(), uuid, "-E".to_owned(), extended.join(",")]);
+            let mut values = vec!["nodiscard".to_owned()];
+            if new.quota {
+                args.extend(["-O", "quota,project"].map(str::to_owned));
+                values.push("quotatype=prjquota".to_owned());
+            }
+            values.extend(extended.into_iter().map(Setting::value_with_key));
+            args.extend(["-U".to_owned(), uuid, "-E".to_owned(), values.join(",")]);
             "mkfs.ext4"
         }
         FsType::Btrfs => {
-            args.extend(["-U".to_owned(), uuid]);
+            args.extend(["-K".to_owned(), "-U".to_owned(), uuid]);
             "mkfs.btrfs"
         }
     };
-    for setting in new.options.settings.iter().filter(|setting| new.fs != FsType::Ext4 || setting.known.flag != "-E") {
+    for setting in others {
         args.extend([setting.known.flag.to_owned(), setting.value_with_key()]);
     }
     if new.again && new.fs != FsType::Ext4 {
@@ -259,10 +258,6 @@ impl MkfsOptions {
             }
         }
         Ok(Self { settings })
-    }
-
-    fn of(&self, flag: &'static str) -> impl Iterator<Item = &Setting> {
-        self.settings.iter().filter(move |setting| setting.known.flag == flag)
     }
 }
 

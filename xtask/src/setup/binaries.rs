@@ -49,20 +49,13 @@ pub fn directory(profile: Profile) -> PathBuf {
 /// # Errors
 /// When cargo does; its output goes to standard error.
 pub fn build(profile: Profile) -> Result<PathBuf> {
-    run(match profile {
+    let packages: &[&str] = match profile {
         // All at once, so that tests find everything compiled with the same features.
         Profile::Debug => &["--workspace"],
         // Nothing but what each program asks for.
-        Profile::Release => &["--release", "--package", "lvprov", "--package", "lvprov-flexvolume"],
-        Profile::Faults => {
-            let directory = faults().display().to_string();
-            let features = "lvprov/fault-points,lvprov-flexvolume/fault-points";
-            let packages = ["--package", "lvprov", "--package", "lvprov-flexvolume"];
-            return run(&[&["--target-dir", &directory, "--features", features], &packages[..]].concat())
-                .map(|()| self::directory(profile));
-        }
-    })?;
-    Ok(directory(profile))
+        Profile::Release | Profile::Faults => &["--package", "lvprov", "--package", "lvprov-flexvolume"],
+    };
+    run(profile, packages)
 }
 
 /// As [`build`], and only `lvprov-flexvolume`.
@@ -70,22 +63,19 @@ pub fn build(profile: Profile) -> Result<PathBuf> {
 /// # Errors
 /// When cargo does; its output goes to standard error.
 pub fn build_driver(profile: Profile) -> Result<PathBuf> {
-    run(match profile {
-        Profile::Debug | Profile::Faults => &["--package", "lvprov-flexvolume"],
-        Profile::Release => &["--release", "--package", "lvprov-flexvolume"],
-    })?;
-    Ok(directory(profile))
+    run(profile, &["--package", "lvprov-flexvolume"])
 }
 
-fn run(what: &[&str]) -> Result<()> {
-    let status = cargo()
-        .args(["build", "--quiet", "--bins"])
-        .args(what)
-        .stdout(io::stderr())
-        .status()
-        .context("cannot run cargo")?;
-    if !status.success() {
+fn run(profile: Profile, packages: &[&str]) -> Result<PathBuf> {
+    let mut cargo = cargo();
+    cargo.args(["build", "--quiet", "--bins"]).args(packages).stdout(io::stderr());
+    match profile {
+        Profile::Debug => &mut cargo,
+        Profile::Release => cargo.arg("--release"),
+        Profile::Faults => cargo.args(["--features", "lvm/fault-points", "--target-dir"]).arg(faults()),
+    };
+    if !cargo.status().context("cannot run cargo")?.success() {
         bail!("the binaries for the nodes do not build; --no-build takes what there is");
     }
-    Ok(())
+    Ok(directory(profile))
 }

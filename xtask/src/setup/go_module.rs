@@ -8,8 +8,8 @@ use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
 use super::go;
-use crate::paths;
 use crate::progress::step;
+use crate::{hex, paths};
 
 /// A module in `xtask/<name>`, which becomes a program of the same name.
 pub struct GoModule {
@@ -43,7 +43,7 @@ impl GoModule {
         for name in self.sources {
             hash.update(fs::read(directory.join(name)).with_context(|| format!("cannot read {name}"))?);
         }
-        let key: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let key = hex(&hash.finalize());
         let marker = paths::testbed().join(format!("{}.built-from", self.name));
         if self.binary().exists() && fs::read_to_string(&marker).is_ok_and(|built| built.trim() == key) {
             return Ok(());

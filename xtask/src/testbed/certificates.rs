@@ -11,6 +11,8 @@ use rcgen::{
 };
 use serde_json::json;
 
+use crate::hex;
+
 /// Who speaks to the API server: kubeconfig's name, user, group.
 pub const ADMIN: Identity = Identity("admin", "admin", "system:masters");
 /// The controller manager.
@@ -121,7 +123,7 @@ fn parameters(name: &str, organization: Option<&str>) -> CertificateParams {
 fn token() -> Result<String> {
     let mut bytes = [0; 16];
     std::io::Read::read_exact(&mut fs::File::open("/dev/urandom")?, &mut bytes)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&bytes))
 }
 
 fn kubeconfig(server: Ipv4Addr, authority: &Path, name: &str, token: &str) -> Result<String> {

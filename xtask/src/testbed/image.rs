@@ -10,6 +10,8 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};
 
+use crate::hex;
+
 /// A file in an image.
 #[derive(Debug, Clone)]
 pub enum Entry {
@@ -149,8 +151,4 @@ fn stripped(program: &Path, archive: &Path) -> Result<Vec<u8>> {
         bail!("{} is empty", program.display());
     }
     Ok(content)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

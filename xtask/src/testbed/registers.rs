@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
-use crate::paths;
+use crate::{hex, paths};
 
 const SOURCE: &str = include_str!("../../user-mode-linux/registers.rs");
 
@@ -25,7 +25,7 @@ pub fn preload() -> Result<Option<PathBuf>> {
     if !needed() {
         return Ok(None);
     }
-    let hash: String = Sha256::digest(SOURCE).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let hash = hex(&Sha256::digest(SOURCE)[..8]);
     let library = paths::testbed().join(format!("uml-registers-{hash}.so"));
     if library.exists() {
         return Ok(Some(library));

@@ -69,7 +69,8 @@ impl<'a> Bench<'a> {
         }
         let (mut to_volume, mut to_bound, mut to_end) = (Vec::new(), Vec::new(), Vec::new());
         let (mut bare, mut bare_end) = (Vec::new(), Vec::new());
-        let mut commands = Commands::default();
+        // lvm commands of the round with the most.
+        let mut commands = 0;
         // The first round of each is not counted.
         for round in 0..=count {
             let mut one = || {
@@ -80,7 +81,7 @@ impl<'a> Bench<'a> {
                 let selected = self.timeline.first("the claim", LIMIT, |object| is_claim(object, &name))?;
                 let bound = self.timeline.first("a bound claim", LIMIT, |object| is_bound(object, &name))?;
                 let volume = self.timeline.first("its volume", LIMIT, |object| is_volume_of(object, &name))?;
-                commands.made.push(self.commands()? - before);
+                commands = commands.max(self.commands()? - before);
                 let ended = self.remove_claims(&[name])?;
                 if round > 0 {
                     to_volume.push(ms(volume.saturating_duration_since(selected)));
@@ -99,7 +100,7 @@ impl<'a> Bench<'a> {
             };
             take_turns(round, &mut one, &mut other)?;
         }
-        let processes = commands.each(1);
+        let processes = Some((commands, 1));
         Ok(vec![
             Row { processes, ..row("claim of 1 GiB: selected-node to PV", to_volume, "lvcreate", bare.clone()) },
             Row { processes, ..row("claim of 1 GiB: selected-node to Bound", to_bound, "lvcreate", bare) },
@@ -116,7 +117,8 @@ impl<'a> Bench<'a> {
             return Ok(Vec::new());
         }
         let (mut to_volumes, mut to_bound, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
-        let mut commands = Commands::default();
+        // lvm commands of the round with the most.
+        let mut commands = 0;
         for round in 0..count {
             let names: Vec<String> = (0..claims).map(|number| format!("all-{claims}-{round}-{number}")).collect();
             let mut all = || {
@@ -133,7 +135,7 @@ impl<'a> Bench<'a> {
                 }
                 to_volumes.push(ms(last_volume - first));
                 to_bound.push(ms(last_bound - first));
-                commands.made.push(self.commands()? - before);
+                commands = commands.max(self.commands()? - before);
                 self.remove_claims(&names).map(drop)
             };
             let mut bare = || {
@@ -146,7 +148,7 @@ impl<'a> Bench<'a> {
             };
             take_turns(round, &mut all, &mut bare)?;
         }
-        let processes = commands.each(claims as u64);
+        let processes = Some((commands, claims as u64));
         let against = "as many lvcreate, in turn";
         Ok(vec![
             Row { processes, ..row(&format!("{claims} claims at once: all PVs"), to_volumes, against, theirs.clone()) },
@@ -320,19 +322,6 @@ impl<'a> Bench<'a> {
     pub fn kubernetes(&self) -> Result<String> {
         let versions: Value = serde_json::from_str(&self.cluster.kubectl(["version", "-o", "json"])?)?;
         Ok(versions["serverVersion"]["gitVersion"].as_str().unwrap_or("?").to_owned())
-    }
-}
-
-/// lvm commands that each of several rounds took.
-#[derive(Debug, Default)]
-struct Commands {
-    made: Vec<u64>,
-}
-
-impl Commands {
-    /// Of the round with the most, beside so many without lvprov.
-    fn each(&self, without: u64) -> Option<(u64, u64)> {
-        Some((self.made.iter().copied().max()?, without))
     }
 }
 
