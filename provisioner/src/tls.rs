@@ -1,8 +1,8 @@
 //! Mutual TLS between controller and nodes, with certificates from files.
 //!
 //! There are three certificate authorities. Nodes trust only the one that signed
-//! the controller's certificate, the controller trusts only the one that
-//! signed the nodes'. So a node's certificate, which every node holds, cannot
+//! the controller's certificate, and look for the controller's name in it; the
+//! controller trusts only the one that signed the nodes'. So a node's certificate, which every node holds, cannot
 //! be used to call another node. The third signs certificates that only read
 //! metrics: nodes trust it on their metrics port and nowhere else, so that the
 //! handshake alone tells who may do what.
@@ -20,14 +20,17 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, fstatat};
-use rustls::client::Resumption;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::client::{Resumption, verify_server_name};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{NoServerSessionStorage, ParsedCertificate, VerifierBuilderError, WebPkiClientVerifier};
+use rustls::{ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
+use crate::names::CONTROLLER_CLIENT_NAME;
 use crate::x509::{self, Validity};
 
 /// File with the own certificate.
@@ -127,6 +130,54 @@ impl std::fmt::Debug for Tls {
     }
 }
 
+/// Lets in the controller: its authority has signed the certificate, and for
+/// the controller's name. An authority of one's own may sign for others too.
+#[derive(Debug)]
+struct Controller {
+    authority: Arc<dyn ClientCertVerifier>,
+}
+
+impl ClientCertVerifier for Controller {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.authority.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verified = self.authority.verify_client_cert(certificate, intermediates, now)?;
+        let name =
+            ServerName::try_from(CONTROLLER_CLIENT_NAME).map_err(|error| rustls::Error::General(error.to_string()))?;
+        verify_server_name(&ParsedCertificate::try_from(certificate)?, &name)?;
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.authority.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.authority.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.authority.supported_verify_schemes()
+    }
+}
+
 impl Tls {
     fn new(files: Files, directory: &Path) -> Result<Self, TlsError> {
         let content = |name: &str, label| TlsError::Content { path: directory.join(name), label };
@@ -155,10 +206,12 @@ impl Tls {
         client.alpn_protocols = vec![HTTP_2.to_vec()];
         // A resumed session checks no certificate again.
         client.resumption = Resumption::disabled();
-        let server = |callers: Arc<RootCertStore>, protocols: &[&[u8]]| {
-            let verifier = WebPkiClientVerifier::builder(callers)
+        let callers = |roots: Arc<RootCertStore>| {
+            WebPkiClientVerifier::builder(roots)
                 .build()
-                .map_err(|source| TlsError::Trust { path: directory.join(CA), source })?;
+                .map_err(|source| TlsError::Trust { path: directory.join(CA), source })
+        };
+        let server = |verifier: Arc<dyn ClientCertVerifier>, protocols: &[&[u8]]| {
             let mut server = ServerConfig::builder()
                 .with_client_cert_verifier(verifier)
                 .with_single_cert(own.clone(), key.clone_key())
@@ -170,9 +223,9 @@ impl Tls {
         };
         Ok(Self {
             client: Arc::new(client),
-            server: server(nodes, &[HTTP_2])?,
+            server: server(Arc::new(Controller { authority: callers(nodes)? }), &[HTTP_2])?,
             // Not every reader speaks HTTP/2.
-            metrics: server(readers, &[HTTP_2, HTTP_1])?,
+            metrics: server(callers(readers)?, &[HTTP_2, HTTP_1])?,
             validity: own.first().and_then(|certificate| x509::validity(certificate)),
             trusted,
             files,
@@ -186,7 +239,7 @@ impl Tls {
     }
 
     /// For the node service: callers must have a certificate of the
-    /// controller's CA.
+    /// controller's CA, with the name [`CONTROLLER_CLIENT_NAME`].
     pub fn server_config(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.server)
     }
@@ -375,6 +428,8 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+    use crate::certificates::issue::{self, Lifetime};
+    use crate::certificates::sides::Side;
     use crate::certificates::{Certificates, Material};
 
     fn made() -> Certificates {
@@ -483,5 +538,28 @@ mod tests {
             assert!(warning.contains(what), "{warning}");
         }
         assert!(!format!("{tls:?}").contains("PRIVATE"));
+    }
+
+    /// An authority of an admin's own may sign for more than the controller.
+    #[test]
+    fn the_authority_alone_makes_nobody_the_controller() {
+        install_crypto();
+        let (lifetime, now) = (Lifetime::new(Duration::from_secs(24 * 3600)), x509::now());
+        let authority = issue::authority(Side::Controller, lifetime, now).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(x509::readable(authority.certificate.as_bytes()));
+        let nodes = Controller { authority: WebPkiClientVerifier::builder(Arc::new(roots)).build().unwrap() };
+        let look = |signed_by: &issue::Pair, side| {
+            let leaf = issue::leaf(side, signed_by, lifetime, now).unwrap();
+            let certificate = x509::from_pem(leaf.certificate.as_bytes()).unwrap().remove(0);
+            nodes.verify_client_cert(&certificate, &[], UnixTime::now()).map(drop)
+        };
+        look(&authority, Side::Controller).unwrap();
+        // Its authority and another name: for a client too, but not the controller.
+        let error = look(&authority, Side::Metrics).unwrap_err().to_string();
+        assert!(error.contains("controller.lvprov.io"), "{error}");
+        // Its name and another authority.
+        let other = issue::authority(Side::Controller, lifetime, now).unwrap();
+        look(&other, Side::Controller).unwrap_err();
     }
 }

@@ -1,6 +1,8 @@
 //! The three sides, each with an authority of its own, and who trusts it.
 
-use crate::names::{CONTROLLER_TLS_SECRET, METRICS_TLS_SECRET, NODE_SERVER_NAME, NODE_TLS_SECRET};
+use crate::names::{
+    CONTROLLER_CLIENT_NAME, CONTROLLER_TLS_SECRET, METRICS_TLS_SECRET, NODE_SERVER_NAME, NODE_TLS_SECRET,
+};
 use crate::tls::{CA, METRICS_CA};
 
 /// Who has a certificate, signed by an authority that signs no other's.
@@ -64,11 +66,10 @@ impl Side {
         }
     }
 
-    /// The name in its certificate. Only the nodes' is looked at: nodes check
-    /// the authority of who calls them, not the name.
+    /// The name in its certificate. Who reads metrics is not asked for one.
     pub fn leaf_name(self) -> &'static str {
         match self {
-            Self::Controller => "controller.lvprov.io",
+            Self::Controller => CONTROLLER_CLIENT_NAME,
             Self::Node => NODE_SERVER_NAME,
             Self::Metrics => "metrics.lvprov.io",
         }
