@@ -219,7 +219,8 @@ impl<'a> Run<'a> {
             Operation::Delete => self.gone(),
             Operation::Mount | Operation::Log => {
                 self.space.ready("p")?;
-                self.space.exec("p", "echo written > /v0/new && cat /v0/new").map(drop)
+                // What is not on the disk yet would go with the power in the next case.
+                self.space.exec("p", "echo written > /v0/new && sync && cat /v0/new").map(drop)
             }
             Operation::Unmount => {
                 self.space.kubectl(&["wait", "--for=delete", "pod/p", "--timeout=240s"])?;
