@@ -32,9 +32,6 @@ pub struct NodeConfig {
     pub log_level: LogLevel,
     /// File that the driver's log goes to, instead of the journal or syslog.
     pub log_file: Option<PathBuf>,
-    /// Whether the node service keeps an lvm for each group, as long as there
-    /// is something to do, rather than start one for each command. Default: no.
-    pub keep_lvm: bool,
     /// File to which one JSON line is written for each child process run
     /// (see [`crate::command`]). Default: none.
     pub command_log: Option<PathBuf>,
@@ -132,7 +129,6 @@ struct File {
     repair: Repair,
     log_level: LogLevel,
     log_file: Option<PathBuf>,
-    keep_lvm: bool,
     command_log: Option<PathBuf>,
 }
 
@@ -211,7 +207,6 @@ impl NodeConfig {
             repair: file.repair,
             log_level: file.log_level,
             log_file: file.log_file,
-            keep_lvm: file.keep_lvm,
             command_log: file.command_log,
         })
     }
