@@ -16,7 +16,7 @@ pub const NODE_PORT: u16 = 9808;
 /// TCP port of the node service's metrics.
 pub const METRICS_PORT: u16 = 9809;
 
-/// Name in the certificate of the controller: nodes serve nobody without it.
+/// Name in the certificate of the controller: nodes obey nobody without it.
 pub const CONTROLLER_CLIENT_NAME: &str = "controller.lvprov.io";
 
 /// The name in every node's certificate. Nodes are called by IP address, so

@@ -2,10 +2,11 @@
 //!
 //! There are three certificate authorities. Nodes trust only the one that signed
 //! the controller's certificate, and look for the controller's name in it; the
-//! controller trusts only the one that signed the nodes'. So a node's certificate, which every node holds, cannot
-//! be used to call another node. The third signs certificates that only read
-//! metrics: nodes trust it on their metrics port and nowhere else, so that the
-//! handshake alone tells who may do what.
+//! controller trusts only the one that signed the nodes'. So a node's
+//! certificate, which every node holds, cannot be used to call another node. The
+//! third signs certificates that only read metrics: nodes trust it on their
+//! metrics port and nowhere else, so that the handshake alone tells who may do
+//! what.
 //!
 //! Each new connection uses what the files hold at that moment, so that a
 //! renewal needs no restart.
