@@ -8,6 +8,8 @@
 //! `commandLog`, each run is also written there as one JSON line, so that an
 //! admin can see what was done to the disks, and a test how often.
 
+use crate::lock::Lock;
+use crate::shell;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::Serialize;
 use std::ffi::OsStr;
@@ -36,7 +38,7 @@ pub enum Kind {
     Tool,
 }
 
-/// How many child processes this process has started.
+/// How many commands this process has run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
     /// lvm commands that change something.
@@ -112,6 +114,10 @@ pub struct Finished {
 }
 
 impl Finished {
+    pub(crate) fn new(command: &str, status: ExitStatus, stdout: Vec<u8>, stderr: Vec<u8>) -> Self {
+        Self { status, stdout, stderr, command: command.to_owned() }
+    }
+
     /// The output, or an error where the status is not 0.
     pub fn success(self) -> Result<Self, CommandError> {
         if self.status.success() {
@@ -173,7 +179,7 @@ impl Runner {
     }
 
     /// The cgroup, to be written to; made where it is not there.
-    fn cgroup(&self) -> Option<File> {
+    pub(crate) fn cgroup(&self) -> Option<File> {
         let directory = self.cgroup.as_ref()?;
         let procs = directory.join("cgroup.procs");
         let open = || OpenOptions::new().write(true).open(&procs).ok();
@@ -183,6 +189,26 @@ impl Runner {
             std::fs::create_dir(directory).ok()?;
             open()
         })
+    }
+
+    /// Runs an lvm command under the lock of its group, where one is given: in
+    /// the lvm that stays, where there is one, or in a process of its own.
+    pub(crate) fn lvm(&self, kind: Kind, args: &[&str], lock: Option<&Lock>) -> Result<Finished, CommandError> {
+        if let Some(held) = lock.and_then(Lock::shell)
+            && let Some(line) = shell::line(args)
+        {
+            let (shown, start) = (shown("lvm", args), Instant::now());
+            if let Some(done) = held.run(&shown, &line, self.patience(self.limit)) {
+                count(kind);
+                self.write_down(kind, &shown, done.as_ref().ok().map(|done| done.status), start);
+                return done;
+            }
+        }
+        let done = self.run(kind, "lvm", args, lock.map(Lock::fd));
+        if let (Err(CommandError::StillRunning { .. }), Some(lock)) = (&done, lock) {
+            lock.abandon();
+        }
+        done
     }
 
     /// Runs `program` to its end. `lock`: the descriptor of a lock that must be
@@ -200,18 +226,8 @@ impl Runner {
             .map(|directory| Path::new(directory).join(program))
             .find(|path| path.exists())
             .ok_or_else(|| CommandError::Missing { program: program.to_owned() })?;
-        match kind {
-            Kind::Mutate => &MUTATE,
-            Kind::Report => &REPORT,
-            Kind::Tool => &TOOL,
-        }
-        .fetch_add(1, Ordering::Relaxed);
-
-        let mut shown = program.to_owned();
-        for arg in args {
-            shown.push(' ');
-            shown.push_str(&arg.as_ref().to_string_lossy());
-        }
+        count(kind);
+        let shown = shown(program, args);
         let failed = |source| CommandError::Start { program: path.display().to_string(), source };
         let (mut stdout, mut stderr) = (Captured::new().map_err(failed)?, Captured::new().map_err(failed)?);
         let mut command = Command::new(&path);
@@ -266,6 +282,25 @@ impl Runner {
                 OpenOptions::new().create(true).append(true).open(path).and_then(|mut f| f.write_all(text.as_bytes()));
         }
     }
+}
+
+fn count(kind: Kind) {
+    match kind {
+        Kind::Mutate => &MUTATE,
+        Kind::Report => &REPORT,
+        Kind::Tool => &TOOL,
+    }
+    .fetch_add(1, Ordering::Relaxed);
+}
+
+/// A command line, for reading.
+fn shown<S: AsRef<OsStr>>(program: &str, args: &[S]) -> String {
+    let mut shown = program.to_owned();
+    for arg in args {
+        shown.push(' ');
+        shown.push_str(&arg.as_ref().to_string_lossy());
+    }
+    shown
 }
 
 /// What a child writes: a file without a name that outlives both ends.
@@ -326,7 +361,7 @@ fn pidfd(child: &Child) -> io::Result<OwnedFd> {
 }
 
 #[allow(unsafe_code)]
-fn poll_one(poll: &mut libc::pollfd, limit: Duration) -> io::Result<bool> {
+pub(crate) fn poll_one(poll: &mut libc::pollfd, limit: Duration) -> io::Result<bool> {
     let milliseconds = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
     // SAFETY: one valid pollfd is handed over, and one is told.
     match unsafe { libc::poll(poll, 1, milliseconds) } {

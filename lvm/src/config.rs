@@ -32,6 +32,9 @@ pub struct NodeConfig {
     pub log_level: LogLevel,
     /// File that the driver's log goes to, instead of the journal or syslog.
     pub log_file: Option<PathBuf>,
+    /// Whether the node service keeps an lvm for each group, as long as there
+    /// is something to do, rather than start one for each command. Default: no.
+    pub keep_lvm: bool,
     /// File to which one JSON line is written for each child process run
     /// (see [`crate::command`]). Default: none.
     pub command_log: Option<PathBuf>,
@@ -129,6 +132,7 @@ struct File {
     repair: Repair,
     log_level: LogLevel,
     log_file: Option<PathBuf>,
+    keep_lvm: bool,
     command_log: Option<PathBuf>,
 }
 
@@ -207,6 +211,7 @@ impl NodeConfig {
             repair: file.repair,
             log_level: file.log_level,
             log_file: file.log_file,
+            keep_lvm: file.keep_lvm,
             command_log: file.command_log,
         })
     }

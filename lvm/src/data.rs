@@ -287,7 +287,7 @@ impl Lvm {
             _ => return Err(Self::not_the_claims(request)),
         }
         if !found.active || !node.exists() {
-            self.activate(&mut Lock::volume_group(&request.vg, self.patience())?, &request.vg, &request.lv)?;
+            self.activate(&mut self.lock_group(&request.vg)?, &request.vg, &request.lv)?;
         }
         let uuid = identity::data_uuid(&request.namespace, &request.claim_uid);
         // A second look: another call may have done all this while we waited.

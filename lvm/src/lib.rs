@@ -18,6 +18,7 @@ pub mod options;
 pub mod quota;
 mod repair;
 pub mod report;
+mod shell;
 pub mod size;
 pub mod trouble;
 pub mod volume;

@@ -11,6 +11,7 @@
 
 use crate::flock;
 use crate::names::{LvName, Namespace, VgName};
+use crate::shell::Held;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -48,11 +49,27 @@ pub enum LockError {
 #[derive(Debug)]
 pub struct Lock {
     file: File,
+    /// Of a group whose lvm stays.
+    held: Option<Held>,
 }
 
 /// The file of a volume group's lock: written to after every change.
 pub fn volume_group_path(vg: &VgName) -> PathBuf {
     Path::new(DIRECTORY).join(format!("vg-{vg}.lock"))
+}
+
+/// The lock file, made where it is not there.
+pub(crate) fn open(path: &Path) -> std::io::Result<File> {
+    let open = || OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+    match open() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            if let Some(parent) = path.parent() {
+                DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+            }
+            open()
+        }
+        other => other,
+    }
 }
 
 impl Lock {
@@ -76,19 +93,10 @@ impl Lock {
 
     fn take(path: &Path, what: &str, patience: Duration) -> Result<Self, LockError> {
         let io = |source| LockError::Io { path: path.display().to_string(), source };
-        let open = || OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
-        let file = match open() {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                if let Some(parent) = path.parent() {
-                    DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(io)?;
-                }
-                open().map_err(io)?
-            }
-            other => other.map_err(io)?,
-        };
+        let file = open(path).map_err(io)?;
         let start = Instant::now();
         if flock::lock(&file, patience).map_err(io)? {
-            return Ok(Self { file });
+            return Ok(Self { file, held: None });
         }
         Err(LockError::Busy { what: what.to_owned(), path: path.display().to_string(), waited: start.elapsed() })
     }
@@ -96,8 +104,26 @@ impl Lock {
     /// Tells watchers that what this lock guards has changed.
     pub fn announce_change(&mut self) {
         // Only the event counts, not what is written; a full /run is no reason to fail.
-        let _ = self.file.set_len(0);
-        let _ = self.file.write_all(b"changed\n");
+        let file = self.held.as_mut().map_or(&mut self.file, |held| &mut held.changes);
+        let _ = file.set_len(0);
+        let _ = file.write_all(b"changed\n");
+    }
+
+    /// A lock that the group's lvm shares.
+    pub(crate) fn held(file: File, held: Held) -> Self {
+        Self { file, held: Some(held) }
+    }
+
+    /// The lvm that stays, where there is one.
+    pub(crate) fn shell(&self) -> Option<&Held> {
+        self.held.as_ref()
+    }
+
+    /// A child that was given this lock goes on, and is the one to free it.
+    pub(crate) fn abandon(&self) {
+        if let Some(held) = &self.held {
+            held.abandon();
+        }
     }
 
     /// The descriptor, for a child that must hold the lock as long as it runs.

@@ -11,6 +11,7 @@ use crate::identity::{self, DataOwner, Owner};
 use crate::lock::{Lock, LockError};
 use crate::names::{LvName, VgName, dm_name};
 use crate::report::{self, LogicalVolume, ReportError, VolumeGroup};
+use crate::shell::Shells;
 use crate::size::{human, round_up};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -26,6 +27,7 @@ pub struct Lvm {
     /// The node's settings.
     pub config: NodeConfig,
     pub(crate) runner: Runner,
+    shells: Option<Shells>,
 }
 
 /// A data volume to be made.
@@ -205,13 +207,28 @@ impl Lvm {
     /// LVM with these settings.
     pub fn new(config: NodeConfig) -> Self {
         let runner = Runner::new(config.command_log.clone());
-        Self { config, runner }
+        Self { config, runner, shells: None }
     }
 
     /// As [`Lvm::new`], with mutating commands in a cgroup of their own.
     pub fn in_cgroup(config: NodeConfig) -> Self {
         let runner = Runner::new(config.command_log.clone()).in_cgroup(Path::new(CGROUP));
-        Self { config, runner }
+        Self { config, runner, shells: None }
+    }
+
+    /// Keeps an lvm for each group, where the configuration says so: for a
+    /// process that stays.
+    pub fn keeping_lvm(mut self) -> Self {
+        self.shells = if self.config.keep_lvm { Shells::new() } else { None };
+        self
+    }
+
+    /// The lock of a volume group.
+    pub(crate) fn lock_group(&self, vg: &VgName) -> Result<Lock, LockError> {
+        match &self.shells {
+            Some(shells) => shells.lock(vg, self.runner.cgroup().as_ref(), self.patience()),
+            None => Lock::volume_group(vg, self.patience()),
+        }
     }
 
     /// With a deadline: no lock and no child process is waited for any longer.
@@ -225,47 +242,63 @@ impl Lvm {
         self.runner.patience(PATIENCE)
     }
 
-    fn report(&self, command: &str, fields: &str, of: Option<&str>) -> Result<Vec<u8>, CommandError> {
+    fn report(
+        &self,
+        command: &str,
+        fields: &str,
+        of: Option<&str>,
+        lock: Option<&Lock>,
+    ) -> Result<Vec<u8>, CommandError> {
         let mut args = vec![command];
         args.extend(report::FORMAT);
         args.push(fields);
         args.extend(of);
-        Ok(self.runner.run(Kind::Report, "lvm", &args, None)?.success()?.stdout)
+        Ok(self.runner.lvm(Kind::Report, &args, lock)?.success()?.stdout)
     }
 
     /// One mutating lvm command; the lock lives as long as it does.
     fn mutate(&self, lock: &mut Lock, args: &[String]) -> Result<(), CommandError> {
-        let done = self.runner.run(Kind::Mutate, "lvm", args, Some(lock.fd()))?;
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let done = self.runner.lvm(Kind::Mutate, &args, Some(lock));
         // Also after a failure: it may have got half way.
         lock.announce_change();
-        done.success()?;
+        done?.success()?;
         Ok(())
     }
 
     /// All volume groups of this node: one report.
     pub fn volume_groups(&self) -> Result<Vec<VolumeGroup>, ReportError> {
-        report::volume_groups(&self.report("vgs", report::VG_FIELDS, None)?)
+        self.groups(None)
+    }
+
+    fn groups(&self, lock: Option<&Lock>) -> Result<Vec<VolumeGroup>, ReportError> {
+        report::volume_groups(&self.report("vgs", report::VG_FIELDS, None, lock)?)
     }
 
     /// All logical volumes of this node that carry our tags: one report.
     pub fn volumes(&self) -> Result<Vec<LogicalVolume>, ReportError> {
-        report::volumes(&self.report("lvs", report::LV_FIELDS, None)?)
+        report::volumes(&self.report("lvs", report::LV_FIELDS, None, None)?)
     }
 
     /// Our logical volumes of one group: one report. An error where the group
     /// is not there.
-    fn volumes_of(&self, vg: &VgName) -> Result<Vec<LogicalVolume>, ReportError> {
-        report::volumes(&self.report("lvs", report::LV_FIELDS, Some(vg.as_str()))?)
+    fn volumes_of(&self, vg: &VgName, lock: Option<&Lock>) -> Result<Vec<LogicalVolume>, ReportError> {
+        report::volumes(&self.report("lvs", report::LV_FIELDS, Some(vg.as_str()), lock)?)
     }
 
     /// One of our logical volumes: one report. None: it is not there, or not ours.
     pub fn find(&self, vg: &VgName, name: &LvName) -> Result<Option<LogicalVolume>, ReportError> {
-        Ok(self.volumes_of(vg)?.into_iter().find(|lv| lv.name == *name))
+        self.find_in(vg, name, None)
+    }
+
+    /// As [`Lvm::find`], under the group's lock.
+    fn find_in(&self, vg: &VgName, name: &LvName, lock: Option<&Lock>) -> Result<Option<LogicalVolume>, ReportError> {
+        Ok(self.volumes_of(vg, lock)?.into_iter().find(|lv| lv.name == *name))
     }
 
     /// The groups, and the one that is asked for, or an error that names those that are there.
-    fn group(&self, vg: &VgName) -> Result<VolumeGroup, CreateError> {
-        let groups = self.volume_groups()?;
+    fn group(&self, vg: &VgName, lock: &Lock) -> Result<VolumeGroup, CreateError> {
+        let groups = self.groups(Some(lock))?;
         let present: Vec<&str> = groups.iter().map(|group| group.name.as_str()).collect();
         let present = if present.is_empty() { "none".to_owned() } else { present.join(", ") };
         let found = groups.into_iter().find(|group| group.name == *vg);
@@ -277,10 +310,10 @@ impl Lvm {
     /// where `extent_size` is known and nothing goes wrong.
     pub fn create_data(&self, request: &CreateData) -> Result<Created, CreateError> {
         let owner = Owner::Data(request.owner.clone());
-        let mut lock = Lock::volume_group(&request.vg, self.patience())?;
+        let mut lock = self.lock_group(&request.vg)?;
         let extent = match request.extent_size {
             Some(extent) => extent,
-            None => self.group(&request.vg)?.extent_size,
+            None => self.group(&request.vg, &lock)?.extent_size,
         };
         let size = whole_extents(request.size, extent, request.limit)?;
         let uuid = identity::data_uuid(&request.owner.namespace, &request.owner.claim_uid);
@@ -293,8 +326,8 @@ impl Lvm {
             Err(error) => error,
         };
         // Now it pays to ask what is there.
-        let group = self.group(&request.vg)?;
-        let Some(found) = self.find(&request.vg, &request.name)? else {
+        let group = self.group(&request.vg, &lock)?;
+        let Some(found) = self.find_in(&request.vg, &request.name, Some(&lock))? else {
             return Err(explain(failure, group, size));
         };
         let conflict =
@@ -347,7 +380,7 @@ impl Lvm {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
-        let group = self.group(vg)?;
+        let group = self.group(vg, lock)?;
         let size = whole_extents(size, group.extent_size, 0)?;
         Err(explain(failure, group, size))
     }
@@ -395,8 +428,8 @@ impl Lvm {
         name: &LvName,
         is_meant: impl FnOnce(&LogicalVolume) -> bool,
     ) -> Result<Deleted, DeleteError> {
-        let mut lock = Lock::volume_group(vg, self.patience())?;
-        let Some(found) = self.find(vg, name)? else {
+        let mut lock = self.lock_group(vg)?;
+        let Some(found) = self.find_in(vg, name, Some(&lock))? else {
             // Either it is gone, or it is somebody's without our tags.
             return if device(vg, name).exists() {
                 Err(DeleteError::NotOurs { vg: vg.clone(), name: name.clone() })
@@ -425,7 +458,7 @@ impl Lvm {
         if has()? >= size {
             return Ok(());
         }
-        let mut lock = Lock::volume_group(vg, self.patience())?;
+        let mut lock = self.lock_group(vg)?;
         let now = has()?;
         if now >= size {
             return Ok(());
@@ -437,13 +470,15 @@ impl Lvm {
     /// bytes, and gives what it has then. One report, and one command where it
     /// is too small.
     pub fn extend_any(&self, vg: &VgName, name: &LvName, size: u64) -> Result<u64, ExtendError> {
-        let mut lock = Lock::volume_group(vg, self.patience())?;
-        let found = self.find(vg, name)?.ok_or_else(|| ExtendError::Missing { vg: vg.clone(), name: name.clone() })?;
+        let mut lock = self.lock_group(vg)?;
+        let found = self
+            .find_in(vg, name, Some(&lock))?
+            .ok_or_else(|| ExtendError::Missing { vg: vg.clone(), name: name.clone() })?;
         if found.size >= size {
             return Ok(found.size);
         }
         self.lvextend(&mut lock, vg, name, found.size, size)?;
-        Ok(self.find(vg, name)?.map_or(size, |grown| grown.size))
+        Ok(self.find_in(vg, name, Some(&lock))?.map_or(size, |grown| grown.size))
     }
 
     fn lvextend(&self, lock: &mut Lock, vg: &VgName, name: &LvName, now: u64, size: u64) -> Result<(), ExtendError> {
@@ -460,7 +495,7 @@ impl Lvm {
             fault::point("lvextend-after");
             return Ok(());
         };
-        let Some(group) = self.volume_groups()?.into_iter().find(|group| group.name == *vg) else {
+        let Some(group) = self.groups(Some(lock))?.into_iter().find(|group| group.name == *vg) else {
             return Err(failure.into());
         };
         let asked = round_up(size, group.extent_size).unwrap_or(u64::MAX);
@@ -473,7 +508,7 @@ impl Lvm {
 
     /// Takes the mark of a new volume off: from now on it is never formatted again.
     pub(crate) fn no_longer_new(&self, vg: &VgName, name: &LvName) -> Result<(), LogNewError> {
-        let mut lock = Lock::volume_group(vg, self.patience())?;
+        let mut lock = self.lock_group(vg)?;
         let args = ["lvchange", "--yes", "--quiet", "--deltag", identity::NEW].map(str::to_owned);
         fault::point("untag-before");
         self.mutate(&mut lock, &[&args[..], &[format!("{vg}/{name}")]].concat())?;

@@ -12,6 +12,7 @@ mod race;
 mod replay;
 mod sanity;
 mod service;
+mod shell;
 mod shippers;
 mod storm;
 mod trouble;
@@ -37,6 +38,7 @@ fn main() {
     tests.extend(replay::TESTS);
     tests.extend(sanity::TESTS);
     tests.extend(service::TESTS);
+    tests.extend(shell::TESTS);
     tests.extend(shippers::TESTS);
     tests.extend(storm::TESTS);
     tests.extend(trouble::TESTS);

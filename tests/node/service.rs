@@ -83,19 +83,19 @@ impl<'a> Service<'a> {
     }
 
     /// One answer.
-    fn ask(&self, args: &[&str]) -> Result<Value> {
+    pub(crate) fn ask(&self, args: &[&str]) -> Result<Value> {
         let mut answers = self.call(args)?;
         ensure!(answers.len() == 1, "{answers:?}");
         Ok(answers.remove(0))
     }
 
-    fn create(&self, uid: &str) -> Result<()> {
+    pub(crate) fn create(&self, uid: &str) -> Result<()> {
         let answer = self.ask(&["create", uid, SIZE])?;
         ensure!(answer["id"] == format!("vg0/pvc-{uid}") && answer["bytes"] == 320 * MIB, "{answer}");
         Ok(())
     }
 
-    fn delete(&self, uid: &str) -> Result<Value> {
+    pub(crate) fn delete(&self, uid: &str) -> Result<Value> {
         self.ask(&["delete", &format!("vg0/pvc-{uid}")])
     }
 
@@ -131,7 +131,7 @@ impl<'a> Service<'a> {
         Ok(())
     }
 
-    fn pid(&self) -> Result<String> {
+    pub(crate) fn pid(&self) -> Result<String> {
         Ok(self.node.read_file("/run/lvprov-node.pid")?.trim().to_owned())
     }
 

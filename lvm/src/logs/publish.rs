@@ -269,7 +269,7 @@ impl Lvm {
     ) -> Result<filesystem::Superblock, LogError> {
         let owner = Owner::Log { namespace: place.namespace.clone(), volume: place.volume.clone() };
         let _bound = if create.is_some() { self.lock_namespace(place.namespace)? } else { None };
-        let mut lock = Lock::volume_group(place.vg, self.patience())?;
+        let mut lock = self.lock_group(place.vg)?;
         let volumes = self.volumes()?;
         let new = match volumes.iter().find(|lv| lv.name == place.lv) {
             Some(found) if found.vg != *place.vg => {

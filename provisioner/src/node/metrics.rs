@@ -221,7 +221,7 @@ fn write_commands(text: &mut Exposition, counts: command::Counts) {
     text.metric(
         "lvprov_commands_total",
         Type::Counter,
-        "Processes that this node service has started: lvm to change (mutate) or to read (report), or another tool.",
+        "Commands that this node service has run: lvm to change (mutate) or to read (report), or another tool.",
     )
     .sample(&[("kind", &"mutate")], counts.mutate)
     .sample(&[("kind", &"report")], counts.report)

@@ -160,7 +160,8 @@ pub fn run(args: Args) -> Result<(), NodeError> {
 fn open_lvm(on_host: bool) -> Result<Lvm, NodeError> {
     let config = NodeConfig::load()?;
     // On the host, lvm commands outlive our container.
-    Ok(if on_host { Lvm::in_cgroup(config) } else { Lvm::new(config) })
+    let lvm = if on_host { Lvm::in_cgroup(config) } else { Lvm::new(config) };
+    Ok(lvm.keeping_lvm())
 }
 
 async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), NodeError> {
