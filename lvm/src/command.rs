@@ -200,7 +200,8 @@ impl Runner {
             let (shown, start) = (shown("lvm", args), Instant::now());
             if let Some(done) = held.run(&shown, &line, self.patience(self.limit)) {
                 count(kind);
-                self.write_down(kind, &shown, done.as_ref().ok().map(|done| done.status), start);
+                let status = done.as_ref().ok().map(|done| done.status);
+                self.write_down(Line { process: false, ..Line::new(kind, &shown, status, start) });
                 return done;
             }
         }
@@ -252,7 +253,7 @@ impl Runner {
         let mut child = command.spawn().map_err(failed)?;
         let pid = child.id();
         let status = wait(&mut child, self.patience(self.limit)).map_err(failed)?;
-        self.write_down(kind, &shown, status, start);
+        self.write_down(Line::new(kind, &shown, status, start));
         let Some(status) = status else {
             // Its end is taken note of, so that no zombie stays.
             std::thread::spawn(move || child.wait());
@@ -262,25 +263,39 @@ impl Runner {
         Ok(Finished { status, stdout, stderr, command: shown })
     }
 
+    /// Notes that an lvm was started which is to stay.
+    pub(crate) fn note_shell(&self, start: Instant) {
+        self.write_down(Line::new(Kind::Tool, "lvm", None, start));
+    }
+
     /// The log is a help, never a reason to fail.
-    fn write_down(&self, kind: Kind, command: &str, status: Option<ExitStatus>, start: Instant) {
-        #[derive(Serialize)]
-        struct Line<'a> {
-            kind: Kind,
-            command: &'a str,
-            exit: Option<i32>,
-            ms: u128,
-            pid: u32,
-        }
+    fn write_down(&self, line: Line<'_>) {
         let Some(path) = &self.log else { return };
-        let exit = status.and_then(|status| status.code());
-        let line = Line { kind, command, exit, ms: start.elapsed().as_millis(), pid: std::process::id() };
         if let Ok(mut text) = serde_json::to_string(&line) {
             text.push('\n');
             // One write with O_APPEND: lines of several processes do not mix.
             let _ =
                 OpenOptions::new().create(true).append(true).open(path).and_then(|mut f| f.write_all(text.as_bytes()));
         }
+    }
+}
+
+/// A line of the command log.
+#[derive(Serialize)]
+struct Line<'a> {
+    kind: Kind,
+    command: &'a str,
+    /// Whether a process was started for it.
+    process: bool,
+    exit: Option<i32>,
+    ms: u128,
+    pid: u32,
+}
+
+impl<'a> Line<'a> {
+    fn new(kind: Kind, command: &'a str, status: Option<ExitStatus>, start: Instant) -> Self {
+        let exit = status.and_then(|status| status.code());
+        Self { kind, command, process: true, exit, ms: start.elapsed().as_millis(), pid: std::process::id() }
     }
 }
 

@@ -33,7 +33,7 @@ pub struct NodeConfig {
     /// File that the driver's log goes to, instead of the journal or syslog.
     pub log_file: Option<PathBuf>,
     /// Whether the node service keeps an lvm for each group, as long as there
-    /// is something to do, rather than start one for each command. Default: no.
+    /// is something to do, rather than start one for each command. Default: yes.
     pub keep_lvm: bool,
     /// File to which one JSON line is written for each child process run
     /// (see [`crate::command`]). Default: none.
@@ -132,7 +132,7 @@ struct File {
     repair: Repair,
     log_level: LogLevel,
     log_file: Option<PathBuf>,
-    keep_lvm: bool,
+    keep_lvm: Option<bool>,
     command_log: Option<PathBuf>,
 }
 
@@ -211,7 +211,7 @@ impl NodeConfig {
             repair: file.repair,
             log_level: file.log_level,
             log_file: file.log_file,
-            keep_lvm: file.keep_lvm,
+            keep_lvm: file.keep_lvm.unwrap_or(true),
             command_log: file.command_log,
         })
     }

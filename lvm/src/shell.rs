@@ -12,7 +12,7 @@
 //! descriptor is held by all its copies. Within this process that lock excludes
 //! nobody, so there is a turn to be waited for first, in order of arrival too.
 
-use crate::command::{CommandError, Finished};
+use crate::command::{CommandError, Finished, Runner};
 use crate::flock;
 use crate::lock::{Lock, LockError, open, volume_group_path};
 use crate::names::VgName;
@@ -74,7 +74,7 @@ impl Shells {
     }
 
     /// Locks a group, through its lvm where there is one.
-    pub(crate) fn lock(&self, vg: &VgName, cgroup: Option<&File>, patience: Duration) -> Result<Lock, LockError> {
+    pub(crate) fn lock(&self, vg: &VgName, runner: &Runner, patience: Duration) -> Result<Lock, LockError> {
         let path = volume_group_path(vg);
         let io = |source| LockError::Io { path: path.display().to_string(), source };
         let begun = Instant::now();
@@ -89,7 +89,7 @@ impl Shells {
             return Err(busy());
         }
         let changes = open(&path).map_err(io)?;
-        let Some(file) = Kept::ready(&kept, &path, &changes, cgroup) else {
+        let Some(file) = Kept::ready(&kept, &path, &changes, runner) else {
             return Lock::volume_group(vg, patience.saturating_sub(begun.elapsed()));
         };
         if !flock::lock(&file, patience.saturating_sub(begun.elapsed())).map_err(io)? {
@@ -118,12 +118,14 @@ impl Kept {
 
     /// The lock that the group's lvm shares, started where it does not run.
     /// None: it cannot be started; every command is a process of its own then.
-    fn ready(kept: &Arc<Self>, path: &Path, there: &File, cgroup: Option<&File>) -> Option<File> {
+    fn ready(kept: &Arc<Self>, path: &Path, there: &File, runner: &Runner) -> Option<File> {
         let mut shell = locked(&kept.shell);
         if !shell.as_mut().is_some_and(|shell| shell.serves(there)) {
             *shell = None;
-            *shell = Shell::start(path, cgroup).ok();
+            let begun = Instant::now();
+            *shell = Shell::start(path, runner.cgroup().as_ref()).ok();
             if shell.is_some() {
+                runner.note_shell(begun);
                 end_when_idle(kept);
             }
         }
@@ -284,17 +286,22 @@ fn read(shown: &str, answer: Vec<u8>) -> io::Result<Finished> {
 fn end_when_idle(kept: &Arc<Kept>) {
     let kept = Arc::downgrade(kept);
     std::thread::spawn(move || {
+        let mut wait = IDLE;
         loop {
-            std::thread::sleep(IDLE);
+            std::thread::sleep(wait);
+            wait = IDLE;
             let Some(kept) = kept.upgrade() else { return };
             let Ok(turn) = kept.turn() else { return };
             if !flock::lock(&turn, Duration::ZERO).unwrap_or(false) {
                 continue;
             }
             let mut shell = locked(&kept.shell);
-            if shell.as_ref().is_none_or(|shell| shell.used.elapsed() >= IDLE) {
-                *shell = None;
-                return;
+            match shell.as_ref().and_then(|shell| IDLE.checked_sub(shell.used.elapsed())) {
+                Some(left) if !left.is_zero() => wait = left,
+                _ => {
+                    *shell = None;
+                    return;
+                }
             }
         }
     });

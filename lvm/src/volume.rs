@@ -226,7 +226,7 @@ impl Lvm {
     /// The lock of a volume group.
     pub(crate) fn lock_group(&self, vg: &VgName) -> Result<Lock, LockError> {
         match &self.shells {
-            Some(shells) => shells.lock(vg, self.runner.cgroup().as_ref(), self.patience()),
+            Some(shells) => shells.lock(vg, &self.runner, self.patience()),
             None => Lock::volume_group(vg, self.patience()),
         }
     }

@@ -69,7 +69,7 @@ impl<'a> Bench<'a> {
         }
         let (mut to_volume, mut to_bound, mut to_end) = (Vec::new(), Vec::new(), Vec::new());
         let (mut bare, mut bare_end) = (Vec::new(), Vec::new());
-        // lvm commands of the round with the most.
+        // lvm processes of the round with the most.
         let mut commands = 0;
         // The first round of each is not counted.
         for round in 0..=count {
@@ -117,7 +117,7 @@ impl<'a> Bench<'a> {
             return Ok(Vec::new());
         }
         let (mut to_volumes, mut to_bound, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
-        // lvm commands of the round with the most.
+        // lvm processes of the round with the most.
         let mut commands = 0;
         for round in 0..count {
             let names: Vec<String> = (0..claims).map(|number| format!("all-{claims}-{round}-{number}")).collect();
@@ -156,10 +156,11 @@ impl<'a> Bench<'a> {
         ])
     }
 
-    /// lvm commands that lvprov has run on the node so far.
+    /// lvm processes that lvprov has started on the node so far.
     fn commands(&self) -> Result<u64> {
         let log = self.node.read_file(COMMANDS).unwrap_or_default();
-        Ok(log.lines().filter(|line| line.contains("\"command\":\"lvm ")).count() as u64)
+        Ok(log.lines().filter(|line| line.contains("\"command\":\"lvm") && line.contains("\"process\":true")).count()
+            as u64)
     }
 
     /// Removes claims with their volumes. Gives the time from the end of the
