@@ -447,6 +447,14 @@ impl Lvm {
         Ok(Deleted::Removed)
     }
 
+    /// Whether nobody has been given this data volume yet: it bears the mark of
+    /// a new one, which the first mkfs takes away.
+    pub fn is_unused(&self, found: &LogicalVolume) -> bool {
+        let Owner::Data(owner) = &found.owner else { return false };
+        let uuid = identity::data_uuid(&owner.namespace, &owner.claim_uid);
+        filesystem::is_new(&self.runner, &device(&found.vg, &found.name), uuid).unwrap_or(false)
+    }
+
     /// Extends an active logical volume to at least `size` bytes. One command,
     /// or none where it is large enough.
     pub fn extend(&self, vg: &VgName, name: &LvName, size: u64) -> Result<(), ExtendError> {

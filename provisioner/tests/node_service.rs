@@ -440,7 +440,7 @@ async fn calls_for_another_node_are_refused() {
     for node in ["n2", ""] {
         let node = node.to_owned();
         refused(admin.inventory(InventoryRequest { node: node.clone() }).await.unwrap_err());
-        refused(admin.collect(CollectRequest { item: None, node }).await.unwrap_err());
+        refused(admin.collect(CollectRequest { item: None, node, ..Default::default() }).await.unwrap_err());
     }
 }
 
@@ -467,9 +467,13 @@ async fn nothing_outside_our_places_is_collected() {
         logical_volume: "root".to_owned(),
         ..Default::default()
     };
-    let request = CollectRequest { item: Some(InventoryItem { item: Some(Item::Mount(item)) }), node: NODE.to_owned() };
+    let request = CollectRequest {
+        item: Some(InventoryItem { item: Some(Item::Mount(item)) }),
+        node: NODE.to_owned(),
+        ..Default::default()
+    };
     assert_eq!(admin.collect(request).await.unwrap_err().code(), Code::InvalidArgument);
-    let status = admin.collect(CollectRequest { item: None, node: NODE.to_owned() }).await.unwrap_err();
+    let status = admin.collect(CollectRequest { node: NODE.to_owned(), ..Default::default() }).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
 }
 

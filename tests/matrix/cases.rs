@@ -6,6 +6,8 @@ use lvprov_tests::objects::Source;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
     Create,
+    /// The claim is deleted while its volume is made, and the crash comes then.
+    Abandon,
     Delete,
     Grow,
     /// The first mount, which formats.
@@ -41,12 +43,13 @@ impl Case {
 }
 
 /// The points that each operation comes by, in order.
-const POINTS: [(Operation, Source, &[&str]); 9] = [
+const POINTS: [(Operation, Source, &[&str]); 10] = [
     (
         Operation::Create,
         Source::Flexvolume,
         &["create-before", "lvcreate-before", "lvcreate-after", "mark-after", "create-after", "pv-after"],
     ),
+    (Operation::Abandon, Source::Flexvolume, &["create-after"]),
     (
         Operation::Delete,
         Source::Flexvolume,
@@ -90,10 +93,11 @@ const POINTS: [(Operation, Source, &[&str]); 9] = [
 ];
 
 /// Each operation, and each process that takes part in it, at least once.
-const ALWAYS: [&str; 9] = [
+const ALWAYS: [&str; 10] = [
     "create flexvolume lvcreate-after end",
     "create flexvolume create-after end",
     "create flexvolume mark-after cut",
+    "abandon flexvolume create-after end",
     "delete flexvolume lvremove-after end",
     "delete flexvolume pv-delete-after end",
     "mount flexvolume mkfs-after end",

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use cases::{Case, Happening, Operation};
 use lvprov_tests::Test;
-use lvprov_tests::objects::{Space, claim_volume, class, eventually, lvprov_json, text, volume_size, volumes_on};
+use lvprov_tests::objects::{
+    Space, claim_volume, class, eventually, log_volume_of, lvprov_json, text, volume_size, volumes_on,
+};
 use xtask::setup::binaries::{self, Profile};
 use xtask::testbed::{Cluster, ClusterOptions};
 
@@ -24,11 +26,9 @@ const FAULTS: &str = "/run/lvprov-faults";
 /// Until a point is passed that an operation comes by.
 const HIT: Duration = Duration::from_secs(150);
 
+/// Log volumes stay to the end of the matrix, all on one disk, so they are small too.
 const SMALL: &str = "320Mi";
 const LARGE: &str = "640Mi";
-/// Its log volumes stay to the end of the matrix, all on one disk, so they are small.
-const LOG_VOLUME: &str =
-    "flexVolume: {driver: lvprov.io/lvm, options: {type: log, volume: logs, size: 320Mi, quota: 100Mi}}";
 
 fn main() {
     lvprov_tests::run(&TESTS, start)
@@ -150,7 +150,7 @@ impl<'a> Run<'a> {
 
     fn prepare(&self) -> Result<()> {
         match self.case.operation {
-            Operation::Create | Operation::Log => Ok(()),
+            Operation::Create | Operation::Abandon | Operation::Log => Ok(()),
             Operation::Delete | Operation::Mount => {
                 self.claim()?;
                 self.space.volume_of("c").map(drop)
@@ -165,9 +165,9 @@ impl<'a> Run<'a> {
     }
 
     fn arm(&self) -> Result<()> {
-        let action = match self.case.happening {
-            Happening::End => "end",
-            Happening::Cut => "hold",
+        let action = match (self.case.operation, self.case.happening) {
+            (Operation::Abandon, _) | (_, Happening::Cut) => "hold",
+            (_, Happening::End) => "end",
         };
         let file = format!("{FAULTS}/{}", self.case.point);
         let node = self.cluster.node(NODE)?;
@@ -178,11 +178,11 @@ impl<'a> Run<'a> {
 
     fn begin(&self) -> Result<()> {
         match self.case.operation {
-            Operation::Create => self.claim(),
+            Operation::Create | Operation::Abandon => self.claim(),
             Operation::Delete => self.space.kubectl(&["delete", "pvc", "c", "--wait=false"]).map(drop),
             Operation::Mount => self.pod(),
             Operation::Unmount => self.space.kubectl(&["delete", "pod", "p", "--wait=false"]).map(drop),
-            Operation::Log => self.space.pod("p", Some(NODE), &[LOG_VOLUME.to_owned()]),
+            Operation::Log => self.space.pod("p", Some(NODE), &[log_volume_of(SMALL, "logs", "")]),
             Operation::Grow => {
                 let patch = format!(r#"{{"spec":{{"resources":{{"requests":{{"storage":"{LARGE}"}}}}}}}}"#);
                 self.space.kubectl(&["patch", "pvc", "c", "-p", &patch])?;
@@ -205,6 +205,13 @@ impl<'a> Run<'a> {
             }
             std::thread::sleep(Duration::from_millis(100));
         }
+        if self.case.operation == Operation::Abandon {
+            // The controller stands between volume and PV, and will not go on.
+            self.space.kubectl(&["delete", "pvc", "c", "--timeout=60s"])?;
+            if self.case.happening == Happening::End {
+                node.sh("pkill -KILL -f '^/lvprov.* controller( |$)'")?;
+            }
+        }
         if self.case.happening == Happening::Cut {
             node.power_cut()?;
             node.power_on()?;
@@ -216,7 +223,7 @@ impl<'a> Run<'a> {
     fn finish(&self) -> Result<()> {
         match self.case.operation {
             Operation::Create => self.space.volume_of("c").map(drop),
-            Operation::Delete => self.gone(),
+            Operation::Delete | Operation::Abandon => self.gone(),
             Operation::Mount | Operation::Log => {
                 self.space.ready("p")?;
                 // What is not on the disk yet would go with the power in the next case.
@@ -276,7 +283,7 @@ impl<'a> Run<'a> {
             ensure!(volume_size(self.cluster, NODE, &volumes[0])? == 320 << 20);
             return Ok(());
         }
-        let expected = usize::from(self.case.operation != Operation::Delete);
+        let expected = usize::from(!matches!(self.case.operation, Operation::Delete | Operation::Abandon));
         let (volumes, logical) = (self.volumes()?, volumes_on(self.cluster, NODE, &format!("claim={namespace}/"))?);
         ensure!(volumes.len() == expected && volumes == logical, "PersistentVolumes {volumes:?}, LVs {logical:?}");
         for name in &logical {

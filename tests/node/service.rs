@@ -9,7 +9,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 use xtask::testbed::Node;
 
-pub const TESTS: [Test<Node>; 16] = [
+pub const TESTS: [Test<Node>; 17] = [
     ("service::a_creation_is_one_change_and_one_report", one_creation),
     ("service::the_same_request_is_the_same_volume", same_request),
     ("service::a_volume_in_use_anywhere_is_not_removed", in_use),
@@ -22,6 +22,7 @@ pub const TESTS: [Test<Node>; 16] = [
     ("service::told_to_stop_it_finishes_and_leaves_kubelet", stopped),
     ("service::inventory_shows_everything_of_ours", inventory),
     ("service::collect_removes_what_it_is_told_and_no_more", collect),
+    ("service::collect_tells_used_volumes_from_unused_ones", collect_unused),
     ("service::log_volumes_are_mounted_again_after_a_reboot", logs_after_reboot),
     ("service::metrics_cost_no_process_and_are_for_their_readers", metrics),
     ("service::unmounts_that_keep_failing_are_told", failing_unmounts),
@@ -497,6 +498,37 @@ fn collect(node: &Node) -> Result<()> {
     gone("\"path\":\"/var/log/lvprov/service/doomed\"")?;
     ensure!(!node.exec(["test", "-e", "/var/log/lvprov/service/doomed"])?.success());
     ensure!(node.sh("lvs --noheadings -o lv_tags vg0 | grep -c service/doomed || true")?.trim() == "0");
+    Ok(())
+}
+
+fn collect_unused(node: &Node) -> Result<()> {
+    let service = Service::start(node)?;
+    let [new, used, damaged] = [uid(0x20b), uid(0x20c), uid(0x20d)];
+    for id in [&new, &used, &damaged] {
+        service.create(id)?;
+    }
+    // Data that was unmounted again, once with its superblock and once without.
+    for (id, pod) in [(&used, "web-0"), (&damaged, "web-1")] {
+        let data = Call::data("default", pod, "service-7", id);
+        data.mount(node)?.success()?;
+        data.unmount(node)?.success()?;
+    }
+    node.sh(&format!("dd if=/dev/zero of=/dev/vg0/pvc-{damaged} bs=4096 count=1 conv=notrunc,fsync status=none"))?;
+    let collect =
+        |id: &str| service.ask(&["collect", &format!("\"kind\":\"data\",\"lv\":\"pvc-{id}\""), "--only-unused"]);
+    for id in [&used, &damaged] {
+        let answer = collect(id)?;
+        ensure!(
+            answer["removed"] == false && answer["detail"].as_str().is_some_and(|why| why.contains("holds data")),
+            "{answer}"
+        );
+        ensure!(exists(node, id)?);
+    }
+    let answer = collect(&new)?;
+    ensure!(answer["removed"] == true && !exists(node, &new)?, "{answer}");
+    for id in [&used, &damaged] {
+        service.delete(id)?;
+    }
     Ok(())
 }
 

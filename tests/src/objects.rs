@@ -198,9 +198,14 @@ pub fn claim_volume(claim: &str) -> String {
 
 /// A pod's log volume.
 pub fn log_volume(volume: &str, more: &str) -> String {
+    log_volume_of("1Gi", volume, more)
+}
+
+/// As [`log_volume`], of another size.
+pub fn log_volume_of(size: &str, volume: &str, more: &str) -> String {
     let more = if more.is_empty() { String::new() } else { format!(", {more}") };
     format!(
-        "flexVolume: {{driver: lvprov.io/lvm, options: {{type: log, volume: {volume}, size: 1Gi, quota: 100Mi{more}}}}}"
+        "flexVolume: {{driver: lvprov.io/lvm, options: {{type: log, volume: {volume}, size: {size}, quota: 100Mi{more}}}}}"
     )
 }
 

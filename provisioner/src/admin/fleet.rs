@@ -82,7 +82,7 @@ impl Fleet {
     pub async fn collect(&self, node: &FleetNode, item: Item) -> Result<CollectResponse, String> {
         let channel = self.channel(node)?;
         let item = Some(InventoryItem { item: Some(item) });
-        let mut request = tonic::Request::new(CollectRequest { item, node: node.name.clone() });
+        let mut request = tonic::Request::new(CollectRequest { item, node: node.name.clone(), only_unused: false });
         request.set_timeout(COLLECT_TIMEOUT);
         let collected = NodeAdminClient::new(channel).collect(request).await;
         collected.map(tonic::Response::into_inner).map_err(|status| explain(&status))

@@ -5,7 +5,7 @@
 //! is there it is asked for again. Where the claim goes first, or gets its
 //! volume elsewhere, nothing names the one that may be there: it is removed.
 //! The node removes it only if it is that claim's and closed. This is kept in
-//! memory only; after a restart `lvprov gc` shows what is left.
+//! memory only; what an earlier controller has left, [`super::leftovers`] finds.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,6 +19,7 @@ use tracing::{info, warn};
 
 use super::context::Context;
 use super::error::{Doing, Error};
+use super::leftovers;
 use super::volume::{Place, delete_volume, place_of};
 use crate::with_causes;
 
@@ -41,9 +42,16 @@ pub struct Wanted {
 /// The calls that are under way, or whose outcome is not known.
 #[derive(Debug, Default)]
 pub struct Calls {
-    // Whether somebody is at it.
-    open: Mutex<HashMap<Wanted, bool>>,
+    open: Mutex<HashMap<Wanted, Outcome>>,
     left: Notify,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Outcome {
+    /// Somebody is at it.
+    busy: bool,
+    /// The volume was asked for here, so nobody else can have been given it.
+    asked: bool,
 }
 
 /// A call under way. Dropped without [`Call::settled`] its outcome counts as
@@ -52,31 +60,45 @@ pub struct Calls {
 pub struct Call<'a> {
     calls: &'a Calls,
     wanted: Wanted,
+    asked: bool,
     settled: bool,
 }
 
 impl Calls {
     /// Begins a call. None: another, for the same volume, is under way.
     pub fn begin(&self, wanted: Wanted) -> Option<Call<'_>> {
+        self.take(wanted, true)
+    }
+
+    /// `asks`: for the volume to be made, rather than to see what became of it.
+    fn take(&self, wanted: Wanted, asks: bool) -> Option<Call<'_>> {
         let mut open = self.open();
-        let busy = open.entry(wanted.clone()).or_insert(false);
-        if *busy {
+        let outcome = open.entry(wanted.clone()).or_default();
+        if outcome.busy {
             return None;
         }
-        *busy = true;
-        Some(Call { calls: self, wanted, settled: false })
+        outcome.busy = true;
+        outcome.asked |= asks;
+        let asked = outcome.asked;
+        Some(Call { calls: self, wanted, asked, settled: false })
+    }
+
+    /// A volume was found that no PV names, as far as is known.
+    pub fn found(&self, wanted: Wanted) {
+        self.open().entry(wanted).or_default();
+        self.left.notify_one();
     }
 
     /// The volumes that may be there.
     pub fn unknown(&self) -> Vec<Wanted> {
-        self.open().iter().filter(|(_, busy)| !**busy).map(|(wanted, _)| wanted.clone()).collect()
+        self.open().iter().filter(|(_, outcome)| !outcome.busy).map(|(wanted, _)| wanted.clone()).collect()
     }
 
     /// The claim has its PV, with the volume at `place` (None: not known where).
     /// What is there holds data, or will: it is nothing that was left.
     pub fn bound(&self, claim_uid: &str, place: Option<&Place>) {
         let may_be_it = |wanted: &Wanted| wanted.claim_uid == claim_uid && place.is_none_or(|it| *it == wanted.place);
-        self.open().retain(|wanted, busy| *busy || !may_be_it(wanted));
+        self.open().retain(|wanted, outcome| outcome.busy || !may_be_it(wanted));
     }
 
     /// Something that outcomes depend on has changed: worth a look.
@@ -84,7 +106,7 @@ impl Calls {
         self.left.notify_one();
     }
 
-    fn open(&self) -> MutexGuard<'_, HashMap<Wanted, bool>> {
+    fn open(&self) -> MutexGuard<'_, HashMap<Wanted, Outcome>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -102,7 +124,7 @@ impl Drop for Call<'_> {
         if self.settled {
             open.remove(&self.wanted);
         } else {
-            open.insert(self.wanted.clone(), false);
+            open.insert(self.wanted.clone(), Outcome { busy: false, asked: self.asked });
             self.calls.left.notify_one();
         }
     }
@@ -127,10 +149,10 @@ pub async fn clear(ctx: &Context) {
         if !worth_asking(&wanted, ctx) {
             continue;
         }
-        let Some(call) = ctx.calls.begin(wanted.clone()) else {
+        let Some(call) = ctx.calls.take(wanted.clone(), false) else {
             continue;
         };
-        match settle(&wanted, ctx).await {
+        match settle(&wanted, call.asked, ctx).await {
             Ok(true) => call.settled(),
             Ok(false) => {}
             Err(error) => {
@@ -154,7 +176,7 @@ fn waits_for(claim: &PersistentVolumeClaim, wanted: &Wanted) -> bool {
 }
 
 /// Removes the volume if nothing needs it. Whether its outcome is known now.
-async fn settle(wanted: &Wanted, ctx: &Context) -> Result<bool, Error> {
+async fn settle(wanted: &Wanted, asked: bool, ctx: &Context) -> Result<bool, Error> {
     let Wanted { namespace, claim, place, .. } = wanted;
     // Only the API server itself is believed. The claim first: once it is
     // gone, nobody makes a PV for it any more.
@@ -174,6 +196,15 @@ async fn settle(wanted: &Wanted, ctx: &Context) -> Result<bool, Error> {
     if ctx.node_objects.get(&ObjectRef::new(&place.topology)).is_none() {
         // With its volumes, as far as anybody can know.
         return Ok(true);
+    }
+    if !asked {
+        return Ok(match leftovers::remove(wanted, ctx).await {
+            Ok(()) => true,
+            Err(why) => {
+                warn!(volume = place.handle(), node = place.topology, why, "left for now");
+                false
+            }
+        });
     }
     match delete_volume(place, ctx).await {
         Ok(()) => {

@@ -13,6 +13,7 @@ mod error;
 mod events;
 mod growth;
 mod lease;
+mod leftovers;
 mod names;
 pub mod nodes;
 mod placement;
@@ -195,6 +196,7 @@ async fn act(args: &Args, client: Client, identity: String) -> Result<(), Contro
         client: client.clone(),
     });
     // Before anything can happen that they tell of.
+    let came_up = nodes.news();
     let unmounts = trouble::run(ctx.clone(), nodes.troubles());
     let renewing = renewal::run(&ctx.client, &ctx.events, &args.namespace);
     let ageing = renewal::tell_nodes(ctx.clone(), nodes.ageing());
@@ -248,7 +250,7 @@ async fn act(args: &Args, client: Client, identity: String) -> Result<(), Contro
         };
         let left = async {
             if ctx.volumes.wait_until_ready().await.is_ok() && ctx.claims.wait_until_ready().await.is_ok() {
-                calls::run(ctx.clone()).await;
+                futures::future::join(calls::run(ctx.clone()), leftovers::run(ctx.clone(), came_up)).await;
             }
         };
         futures::future::join3(volumes, claims, left).await;

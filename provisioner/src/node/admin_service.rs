@@ -58,7 +58,7 @@ impl AdminService {
 
     fn parse(&self, request: CollectRequest) -> Result<Doomed, CollectError> {
         addressee::check(&self.node_name, &request.node)?;
-        Doomed::parse(request.item, &self.served, &self.pods, &self.lvm.config.log_root)
+        Doomed::parse(request, &self.served, &self.pods, &self.lvm.config.log_root)
     }
 
     async fn remove(&self, doomed: Doomed) -> Result<CollectResponse, CollectError> {

@@ -105,6 +105,7 @@ enum What {
     Data {
         lv: LvName,
         listed: Box<wire::DataVolume>,
+        only_unused: bool,
     },
     Log {
         namespace: Namespace,
@@ -125,22 +126,23 @@ enum What {
 }
 
 impl Doomed {
-    /// Checks what an inventory item says.
+    /// Checks what a request says of an inventory item.
     ///
     /// # Errors
     /// When it is not something that an inventory of this node can hold.
     pub fn parse(
-        item: Option<wire::InventoryItem>,
+        request: wire::CollectRequest,
         served: &Served,
         pods: &PodsDirectory,
         log_root: &Path,
     ) -> Result<Self, CollectError> {
-        let item = item.and_then(|item| item.item).ok_or(CollectError::NoItem)?;
+        let only_unused = request.only_unused;
+        let item = request.item.and_then(|item| item.item).ok_or(CollectError::NoItem)?;
         let (vg, what, key) = match item {
             Item::DataVolume(listed) => {
                 let lv = LvName::parse(&listed.logical_volume)?;
                 let key = format!("{}/{lv}", listed.volume_group);
-                (listed.volume_group.clone(), What::Data { lv, listed: Box::new(listed) }, key)
+                (listed.volume_group.clone(), What::Data { lv, listed: Box::new(listed), only_unused }, key)
             }
             Item::LogVolume(listed) => {
                 let namespace = Namespace::parse(&listed.namespace)?;
@@ -198,16 +200,23 @@ impl Doomed {
     /// When it is not known whether it is gone.
     pub fn remove(&self, lvm: &Lvm) -> Result<wire::CollectResponse, CollectError> {
         match &self.what {
-            What::Data { lv, listed } => {
+            What::Data { lv, listed, only_unused } => {
+                let mut used = false;
                 let meant = |found: &lvm::report::LogicalVolume| match &found.owner {
                     Owner::Data(owner) => {
-                        owner.claim_uid.as_str() == listed.claim_uid
+                        let same = owner.claim_uid.as_str() == listed.claim_uid
                             && owner.cluster.as_str() == listed.cluster
-                            && found.created == listed.created_unix
+                            && found.created == listed.created_unix;
+                        used = same && *only_unused && !lvm.is_unused(found);
+                        same && !used
                     }
                     Owner::Log { .. } => false,
                 };
-                match lvm.delete_if(&self.vg, lv, meant) {
+                let done = lvm.delete_if(&self.vg, lv, meant);
+                if used {
+                    return Ok(left("it holds data, or has held some"));
+                }
+                match done {
                     Ok(Deleted::Removed) => Ok(removed("logical volume removed")),
                     Ok(Deleted::Absent) => Ok(left("it is gone already, or another volume has its name now")),
                     Err(error @ DeleteError::InUse { .. }) => Ok(left(&error.to_string())),
@@ -288,7 +297,9 @@ mod tests {
     fn parse(item: Item) -> Result<Doomed, CollectError> {
         let pods = PodsDirectory::new(Path::new("/var/lib/kubelet"));
         let served = Served::new(&[VgName::parse("vg0").unwrap()]);
-        Doomed::parse(Some(wire::InventoryItem { item: Some(item) }), &served, &pods, Path::new(LOG_ROOT))
+        let request =
+            wire::CollectRequest { item: Some(wire::InventoryItem { item: Some(item) }), ..Default::default() };
+        Doomed::parse(request, &served, &pods, Path::new(LOG_ROOT))
     }
 
     fn mount(target: &str) -> Item {
@@ -355,7 +366,7 @@ mod tests {
         let foreign = directory("shop", "web-a", "vg1").unwrap_err();
         assert_eq!(Status::from(foreign).code(), Code::PermissionDenied);
         let nothing = Doomed::parse(
-            Some(wire::InventoryItem { item: None }),
+            wire::CollectRequest { item: Some(wire::InventoryItem { item: None }), ..Default::default() },
             &Served::default(),
             &PodsDirectory::new(Path::new("/var/lib/kubelet")),
             Path::new(LOG_ROOT),

@@ -80,7 +80,12 @@ enum Call {
     /// Lists everything.
     Inventory,
     /// Lists everything, and collects each item whose line holds `text`.
-    Collect { text: String },
+    Collect {
+        text: String,
+        /// Only data volumes that nobody has been given yet.
+        #[arg(long)]
+        only_unused: bool,
+    },
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -137,12 +142,12 @@ async fn call(cli: Cli) -> Result<()> {
                 println!("{}", show(&item));
             }
         }
-        Call::Collect { text } => {
+        Call::Collect { text, only_unused } => {
             for item in inventory(channel.clone()).await? {
                 if !show(&item).to_string().contains(&text) {
                     continue;
                 }
-                let request = CollectRequest { item: Some(item), node: NODE.to_owned() };
+                let request = CollectRequest { item: Some(item), node: NODE.to_owned(), only_unused };
                 let answer = NodeAdminClient::new(channel.clone()).collect(request).await?.into_inner();
                 println!("{}", json!({"removed": answer.removed, "detail": answer.detail}));
             }

@@ -2,7 +2,9 @@
 
 use super::super::calls::clear;
 use super::super::claim::reconcile;
+use super::super::leftovers;
 use super::*;
+use lvprov_proto::lvprov::DataVolume;
 use tonic::Status;
 
 fn volume_path() -> String {
@@ -137,4 +139,73 @@ async fn nobody_asks_for_a_volume_that_is_being_removed() {
     assert_eq!(scene.node.created().len(), 1);
     drop(removing);
     scene.api.expect_nothing_more().await;
+}
+
+/// A node with a volume that an earlier controller has asked for.
+async fn found(world: World, used: bool, change: impl FnOnce(&mut DataVolume)) -> Scene {
+    let scene = Scene::new(World { nodes: vec![node_object()], ..world }).await;
+    let mut volume = DataVolume {
+        volume_group: "vg0".into(),
+        logical_volume: VOLUME.into(),
+        claim_uid: CLAIM_UID.into(),
+        claim_namespace: "shop".into(),
+        claim_name: "data-db-0".into(),
+        cluster: "cluster".into(),
+        ..DataVolume::default()
+    };
+    change(&mut volume);
+    scene.node.has(volume, used);
+    leftovers::look("n1", &scene.ctx).await.unwrap();
+    scene
+}
+
+#[tokio::test]
+async fn what_an_earlier_controller_left_goes_if_nobody_has_used_it() {
+    for used in [false, true] {
+        let mut scene = found(World::default(), used, |_| {}).await;
+        look(&mut scene, None, None).await;
+        assert_eq!(scene.node.collected().len(), usize::from(!used));
+        assert!(scene.node.deleted().is_empty(), "whether it is used was not looked at");
+        assert!(scene.ctx.calls.unknown().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn what_may_be_needed_or_is_somebody_elses_stays_whoever_left_it() {
+    // Its claim waits for it, or its PV is there though the watch has not brought it.
+    let mut scene = found(World::default(), false, |_| {}).await;
+    look(&mut scene, Some(claim()), None).await;
+    assert_eq!(scene.ctx.calls.unknown().len(), 1);
+    let mut scene = found(World::default(), false, |_| {}).await;
+    look(&mut scene, None, Some(volume("Released"))).await;
+    assert!(scene.node.collected().is_empty() && scene.ctx.calls.unknown().is_empty());
+    // Nothing is even asked.
+    let known = World { volumes: vec![volume("Bound")], ..World::default() };
+    for scene in [
+        found(known, false, |_| {}).await,
+        found(World::default(), false, |volume| volume.cluster = "another".into()).await,
+        found(World::default(), false, |volume| volume.open = true).await,
+    ] {
+        assert!(scene.ctx.calls.unknown().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_cannot_list_its_volumes_is_looked_at_again() {
+    let scene = Scene::new(with_node()).await;
+    scene.node.refuse(Status::unavailable("lvm is busy"));
+    assert_eq!(leftovers::look("n1", &scene.ctx).await.unwrap_err(), "lvm is busy");
+}
+
+/// The volume is asked for again, then the claim goes: no longer found, but ours.
+#[tokio::test]
+async fn a_volume_found_and_then_asked_for_is_one_asked_for() {
+    let mut scene = found(World::default(), true, |_| {}).await;
+    scene.node.refuse(Status::deadline_exceeded("too slow"));
+    let running = tokio::spawn(reconcile(parsed(claim()), scene.ctx.clone()));
+    scene.api.expect_event("shop", "ProvisioningFailed").await;
+    running.await.unwrap().unwrap();
+    scene.node.serve();
+    look(&mut scene, None, None).await;
+    assert_eq!(scene.node.deleted(), [format!("vg0/{VOLUME}")]);
 }

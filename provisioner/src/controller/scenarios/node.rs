@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use lvprov_proto::csi;
 use lvprov_proto::csi::controller_server::{Controller, ControllerServer};
+use lvprov_proto::lvprov as wire;
+use lvprov_proto::lvprov::node_admin_server::{NodeAdmin, NodeAdminServer};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Channel, Endpoint, Server};
@@ -23,6 +25,9 @@ struct Script {
     expanded: Vec<(String, i64)>,
     /// It is of a version that does not say whose volume it has made.
     silent_about_owner: bool,
+    /// Data volumes that it has, and whether they have been used.
+    volumes: Vec<(wire::DataVolume, bool)>,
+    collected: Vec<String>,
     /// The nodes that the calls said they were for.
     meant: Vec<String>,
     refusal: Option<Status>,
@@ -40,8 +45,11 @@ impl FakeNode {
         let script = Arc::<Mutex<Script>>::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let service = ControllerServer::new(Service { script: script.clone() });
-        tokio::spawn(Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
+        let service = || Service { script: script.clone() };
+        let server = Server::builder()
+            .add_service(ControllerServer::new(service()))
+            .add_service(NodeAdminServer::new(service()));
+        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
         Self { channel, script }
     }
@@ -54,6 +62,16 @@ impl FakeNode {
     /// From now on it serves.
     pub fn serve(&self) {
         self.script.lock().unwrap().refusal = None;
+    }
+
+    /// It has this data volume.
+    pub fn has(&self, volume: wire::DataVolume, used: bool) {
+        self.script.lock().unwrap().volumes.push((volume, used));
+    }
+
+    /// What was collected.
+    pub fn collected(&self) -> Vec<String> {
+        self.script.lock().unwrap().collected.clone()
     }
 
     /// From now on it does not say whose volume it has made.
@@ -186,5 +204,51 @@ impl Controller for Service {
         get_snapshot(GetSnapshotRequest) -> GetSnapshotResponse;
         controller_get_volume(ControllerGetVolumeRequest) -> ControllerGetVolumeResponse;
         controller_modify_volume(ControllerModifyVolumeRequest) -> ControllerModifyVolumeResponse;
+    }
+}
+
+type Listed<T> = Pin<Box<dyn futures::Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl NodeAdmin for Service {
+    type WatchCapacityStream = Listed<wire::CapacityReport>;
+    type InventoryStream = Listed<wire::InventoryItem>;
+
+    async fn watch_capacity(
+        &self,
+        _: Request<wire::WatchCapacityRequest>,
+    ) -> Result<Response<Self::WatchCapacityStream>, Status> {
+        Err(Status::unimplemented("watch_capacity"))
+    }
+
+    async fn inventory(
+        &self,
+        request: Request<wire::InventoryRequest>,
+    ) -> Result<Response<Self::InventoryStream>, Status> {
+        let script = self.script.lock().unwrap();
+        assert_eq!(request.into_inner().node, "n1");
+        if let Some(refusal) = &script.refusal {
+            return Err(refusal.clone());
+        }
+        let item = |(volume, _): &(wire::DataVolume, bool)| {
+            Ok(wire::InventoryItem { item: Some(wire::inventory_item::Item::DataVolume(volume.clone())) })
+        };
+        let items: Vec<_> = script.volumes.iter().map(item).collect();
+        Ok(Response::new(Box::pin(futures::stream::iter(items))))
+    }
+
+    async fn collect(&self, request: Request<wire::CollectRequest>) -> Result<Response<wire::CollectResponse>, Status> {
+        let mut script = self.script.lock().unwrap();
+        let request = request.into_inner();
+        assert!(request.node == "n1" && request.only_unused);
+        let Some(wire::inventory_item::Item::DataVolume(asked)) = request.item.and_then(|item| item.item) else {
+            return Err(Status::invalid_argument("no data volume"));
+        };
+        let removed = script.volumes.iter().any(|(volume, used)| *volume == asked && !used);
+        if removed {
+            script.volumes.retain(|(volume, _)| *volume != asked);
+            script.collected.push(asked.logical_volume);
+        }
+        Ok(Response::new(wire::CollectResponse { removed, detail: String::new() }))
     }
 }
