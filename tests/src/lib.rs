@@ -46,7 +46,11 @@ pub fn run<T: Send + Sync + 'static>(tests: &[Test<T>], make: impl FnOnce() -> R
             let shared = shared.clone();
             Trial::test(name, move || {
                 let Some(shared) = shared else { return Err("no test bed".into()) };
-                test(&shared).map_err(|error| format!("{error:#}").into())
+                test(&shared).map_err(|error| {
+                    // The summary comes at the end of all tests.
+                    eprintln!("{name}: {error:#}");
+                    format!("{error:#}").into()
+                })
             })
             .with_ignored_flag(!enabled())
         })

@@ -1,5 +1,6 @@
 //! `cargo xtask test`.
 
+use std::env;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 use std::thread;
@@ -34,8 +35,9 @@ pub struct TestCommand {
 
 /// How long each fuzz target is run.
 pub(crate) const FUZZ_SECONDS: &str = "LVPROV_FUZZ_SECONDS";
-/// So long each where all tests are run: with two cores half a minute in all.
+/// So long each where all tests are run: with two cores half a minute in all, and six where nobody waits for it.
 const SHORT_FUZZ: &str = "5";
+const CI_FUZZ: &str = "60";
 /// How many rounds pods come and go.
 const ROUNDS: &str = "LVPROV_ROUNDS";
 const FULL_ROUNDS: &str = "1000";
@@ -194,7 +196,9 @@ fn cargo_test(mark: &str, arguments: &[&str], suite: Suite<'_>) -> Result<Count>
     if suite.nodes {
         cargo.env("LVPROV_TESTBED", "1").env("LVPROV_XTASK", xtask_binary()?);
     } else {
-        cargo.env_remove("LVPROV_TESTBED").env(FUZZ_SECONDS, SHORT_FUZZ);
+        cargo
+            .env_remove("LVPROV_TESTBED")
+            .env(FUZZ_SECONDS, if env::var_os("CI").is_some() { CI_FUZZ } else { SHORT_FUZZ });
     }
     if suite.full {
         cargo.env(ROUNDS, FULL_ROUNDS).env(FULL, "1");
