@@ -61,6 +61,8 @@ struct GroupReport {
     size_bytes: u64,
     free_bytes: u64,
     extent_bytes: u64,
+    disk_free_bytes: Vec<u64>,
+    layouts: Vec<String>,
 }
 
 impl Report {
@@ -76,6 +78,8 @@ impl Report {
                         size_bytes: group.size_bytes,
                         free_bytes: group.free_bytes,
                         extent_bytes: group.extent_bytes,
+                        disk_free_bytes: group.disk_free_bytes,
+                        layouts: group.layouts,
                     })
                     .collect(),
             }
@@ -141,6 +145,8 @@ mod tests {
             size_bytes: size << 30,
             free_bytes: free << 30,
             extent_bytes: 4 << 20,
+            disk_free_bytes: vec![free << 30],
+            layouts: vec!["linear".into()],
         };
         let report = |node: &str, volume_groups| CapacityReport {
             node: node.into(),

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use lvm::size::{human, round_up};
+use lvm::size::human;
 
 use super::nodes::{State, View};
 use super::validate::Request;
@@ -43,7 +43,8 @@ pub fn fit(request: &Request, class: &str, nodes: &[View], patience: Duration) -
             request.topologies
         ));
     }
-    let (mut short, mut silent, mut cordoned) = (Vec::new(), Vec::new(), Vec::new());
+    let layout = request.layout;
+    let (mut short, mut silent, mut cordoned, mut unable) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut unknown = None;
     for node in allowed {
         match &node.state {
@@ -58,10 +59,15 @@ pub fn fit(request: &Request, class: &str, nodes: &[View], patience: Duration) -
                 let Some(found) = node.group(group) else {
                     continue;
                 };
-                let needed = round_up(request.bytes, found.extent.max(1)).unwrap_or(u64::MAX);
-                match needed.checked_sub(found.free) {
+                if !found.serves(layout) {
+                    unable.push(node.name.as_str());
+                    continue;
+                }
+                let needed = layout.whole(request.bytes, found.extent).unwrap_or(u64::MAX);
+                let free = found.largest(layout);
+                match needed.checked_sub(free) {
                     None | Some(0) => return Fit::Somewhere,
-                    Some(missing) => short.push((missing, found.free, node.name.as_str())),
+                    Some(missing) => short.push((missing, free, node.name.as_str())),
                 }
             }
         }
@@ -69,11 +75,13 @@ pub fn fit(request: &Request, class: &str, nodes: &[View], patience: Duration) -
     if let Some(again) = unknown {
         return Fit::Unknown(again);
     }
-    let not_counted: String = [("they do not answer", silent), ("they are cordoned", cordoned)]
-        .into_iter()
-        .filter(|(_, names)| !names.is_empty())
-        .map(|(why, names)| format!(" Not counted, since {why}: {}.", listed(names.iter().copied())))
-        .collect();
+    let no_kernel = format!("their kernels have no module for layout {}", layout.kind());
+    let not_counted: String =
+        [("they do not answer", silent), ("they are cordoned", cordoned), (no_kernel.as_str(), unable)]
+            .into_iter()
+            .filter(|(_, names)| !names.is_empty())
+            .map(|(why, names)| format!(" Not counted, since {why}: {}.", listed(names.iter().copied())))
+            .collect();
     let allowed = match request.topologies.allow(&BTreeMap::new()) {
         true => String::new(),
         false => format!(" of those that StorageClass {class} allows"),
@@ -92,9 +100,13 @@ pub fn fit(request: &Request, class: &str, nodes: &[View], patience: Duration) -
             .map(|(missing, free, name)| format!("{name} has {} free, {} missing", human(*free), human(*missing))),
     );
     Fit::Nowhere(format!(
-        "{} in volume group {group} fit on no node{allowed}: {nodes}.{not_counted} Ask for less, delete volumes, or \
+        "{} in volume group {group}{how} fit on no node{allowed}: {nodes}.{not_counted} Ask for less, delete volumes, or \
          add a disk to the volume group (vgextend)",
-        human(request.bytes)
+        human(request.bytes),
+        how = match layout.is_linear() {
+            true => String::new(),
+            false => format!(" as {} ({} disks each)", layout.kind(), layout.legs()),
+        }
     ))
 }
 
@@ -114,6 +126,7 @@ mod tests {
     use super::super::validate::Source;
     use super::*;
     use lvm::filesystem::FsType;
+    use lvm::layout::Layout;
     use lvm::names::VgName;
     use serde_json::json;
     use std::sync::Arc;
@@ -134,6 +147,7 @@ mod tests {
         Request {
             source: Source::default(),
             volume_group: VgName::parse("vg0").unwrap(),
+            layout: Layout::Linear,
             fs_type: FsType::Xfs,
             mount_options: String::new(),
             mkfs_options: String::new(),
@@ -148,7 +162,7 @@ mod tests {
     }
 
     fn up(name: &str, group: &str, free: u64) -> View {
-        node(name, State::Up(vec![Group { name: group.into(), size: 100 * GIB, free, extent: 4 << 20 }]))
+        node(name, State::Up(vec![Group::of(group, 100 * GIB, free, 4 << 20)]))
     }
 
     fn down(name: &str, ago: u64) -> View {
@@ -167,6 +181,27 @@ mod tests {
         let nodes = [up("a", "vg0", 2 * GIB)];
         let text = nowhere(&request(2 * GIB + 1), &nodes);
         assert!(text.contains("a has 2 GiB free, 4 MiB missing"), "{text}");
+    }
+
+    #[test]
+    fn a_mirror_needs_its_room_on_two_disks_and_a_kernel_that_can() {
+        let raid1 = |bytes| Request { layout: Layout::Raid1 { mirrors: 1 }, ..request(bytes) };
+        let disks = |name: &str, disks: &[u64]| {
+            let group = Group { disks: disks.to_vec(), ..Group::of("vg0", 100 * GIB, disks.iter().sum(), 4 << 20) };
+            node(name, State::Up(vec![group]))
+        };
+        let nodes = [disks("a", &[9 * GIB, GIB]), disks("b", &[20 * GIB])];
+        assert_eq!(fit(&raid1(GIB - (4 << 20)), "fast", &nodes, PATIENCE), Fit::Somewhere);
+        let text = nowhere(&raid1(GIB), &nodes);
+        assert!(text.contains("1 GiB in volume group vg0 as raid1 (2 disks each) fit on no node"), "{text}");
+        assert!(text.contains("a has 1020 MiB free, 4 MiB missing; b has 0 B free, 1 GiB missing."), "{text}");
+        let mut old = disks("c", &[9 * GIB, 9 * GIB]);
+        if let State::Up(groups) = &mut old.state {
+            groups[0].layouts.clear();
+        }
+        assert_eq!(fit(&request(GIB), "fast", std::slice::from_ref(&old), PATIENCE), Fit::Somewhere);
+        let text = nowhere(&raid1(GIB), &[nodes[0].clone(), old]);
+        assert!(text.contains("Not counted, since their kernels have no module for layout raid1: c."), "{text}");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use k8s_openapi::api::storage::v1::StorageClass;
 use kube::ResourceExt;
 
 use lvm::filesystem::{FsType, MkfsOptionError, MkfsOptions, MountOptionError, MountOptions};
+use lvm::layout::{self, Layout, LayoutError};
 use lvm::names::{NameError, VgName};
 use lvm::size::{QuantityError, human};
 
@@ -36,6 +37,8 @@ pub struct Request {
     pub source: Source,
     /// Volume group to carve from.
     pub volume_group: VgName,
+    /// How the volume lies on the group's disks.
+    pub layout: Layout,
     /// File system to make.
     pub fs_type: FsType,
     /// For `mount(8)`, joined by commas; empty when the class has none.
@@ -105,9 +108,11 @@ pub enum Refusal {
     MkfsOption { class: String, source: MkfsOptionError },
     #[error(
         "StorageClass {class} has the unknown parameter {parameter:?}. Known are volumeGroup, \
-         csi.storage.k8s.io/fstype, mkfsOptions and source. Delete the class and make it again without it"
+         csi.storage.k8s.io/fstype, mkfsOptions, layout, stripes, stripeSize, mirrors and source. Delete the class and make it again without it"
     )]
     Parameter { class: String, parameter: String },
+    #[error("StorageClass {class}: {source}. Delete the class and make it again with the layout put right")]
+    Layout { class: String, source: LayoutError },
     #[error(
         "StorageClass {0} does not say which LVM volume group to use. Delete the class and make it \
          again with parameters: {{volumeGroup: <name>}}"
@@ -186,6 +191,7 @@ pub fn validate(claim: &PersistentVolumeClaim, class: &StorageClass) -> Result<R
     Ok(Request {
         source: template.source,
         volume_group: template.volume_group,
+        layout: template.layout,
         fs_type: template.fs_type,
         mount_options: template.mount_options,
         mkfs_options: template.mkfs_options,
@@ -202,6 +208,8 @@ pub struct Template {
     pub source: Source,
     /// Volume group to carve from.
     pub volume_group: VgName,
+    /// How they lie on the group's disks.
+    pub layout: Layout,
     /// File system to make.
     pub fs_type: FsType,
     /// For `mount(8)`, joined by commas.
@@ -226,9 +234,9 @@ impl Template {
         }
         let none = BTreeMap::new();
         let parameters = class.parameters.as_ref().unwrap_or(&none);
-        if let Some(unknown) =
-            parameters.keys().find(|key| !matches!(key.as_str(), VOLUME_GROUP | FS_TYPE | MKFS_OPTIONS | SOURCE))
-        {
+        const LAYOUTS: [&str; 4] = [layout::LAYOUT, layout::STRIPES, layout::STRIPE_SIZE, layout::MIRRORS];
+        let known = |key: &str| matches!(key, VOLUME_GROUP | FS_TYPE | MKFS_OPTIONS | SOURCE) || LAYOUTS.contains(&key);
+        if let Some(unknown) = parameters.keys().find(|key| !known(key)) {
             return Err(Refusal::Parameter { class: name, parameter: unknown.chars().take(80).collect() });
         }
         let volume_group = match parameters.get(VOLUME_GROUP).map(String::as_str) {
@@ -237,6 +245,8 @@ impl Template {
                 VgName::parse(group).map_err(|source| Refusal::VolumeGroup { class: name.clone(), source })?
             }
         };
+        let layout = Layout::parse(|key| parameters.get(key).map(String::as_str))
+            .map_err(|source| Refusal::Layout { class: name.clone(), source })?;
         let fs_type = match parameters.get(FS_TYPE).map(String::as_str) {
             None | Some("") => FsType::default(),
             Some(wanted) => wanted
@@ -257,7 +267,15 @@ impl Template {
         // Only the options themselves go on, into PVs: no white space around them.
         let options: Vec<&str> = MountOptions::words(&mount_options).collect();
         let mount_options = options.join(",");
-        Ok(Self { source, volume_group, fs_type, mount_options, mkfs_options, topologies: Topologies::of(class) })
+        Ok(Self {
+            source,
+            volume_group,
+            layout,
+            fs_type,
+            mount_options,
+            mkfs_options,
+            topologies: Topologies::of(class),
+        })
     }
 }
 
@@ -423,6 +441,31 @@ mod tests {
         for other in ["CSI", "csi ", "flexVolume", "local", &"x".repeat(1000)] {
             let text = refused_class(|c| c["parameters"]["source"] = json!(other));
             assert!(text.contains("flexvolume and csi") && text.contains("StorageClass fast"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_layout_is_the_classs_choice_and_must_make_sense() {
+        let with = |more: Value| {
+            let parameters = json!({"volumeGroup": "vg0"}).as_object().unwrap().clone();
+            let parameters: serde_json::Map<_, _> =
+                parameters.into_iter().chain(more.as_object().unwrap().clone()).collect();
+            move |c: &mut Value| c["parameters"] = parameters.into()
+        };
+        let layout = |more| validate(&claim(|_| ()), &class(with(more))).unwrap().layout;
+        assert_eq!(layout(json!({})), Layout::Linear);
+        assert_eq!(layout(json!({"layout": "raid1"})), Layout::Raid1 { mirrors: 1 });
+        let striped = Layout::Striped { stripes: 4, stripe_size: 128 << 10 };
+        assert_eq!(layout(json!({"layout": "striped", "stripes": "4", "stripeSize": "128Ki"})), striped);
+        for (more, word) in [
+            (json!({"layout": "raid6"}), "linear, striped, raid1"),
+            (json!({"layout": "raid1", "stripes": "2"}), "stripes does not go with layout raid1"),
+            (json!({"mirrors": "1"}), "mirrors does not go with layout linear"),
+            (json!({"layout": "raid1", "mirrors": "many"}), "from 1 to 9"),
+            (json!({"layout": "striped", "stripeSize": "3Ki"}), "power of two"),
+        ] {
+            let text = refused_class(with(more));
+            assert!(text.contains(word) && text.contains("StorageClass fast"), "{text}");
         }
     }
 

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use lvm::command::CommandError;
+use lvm::layout::{self, Layout, LayoutError};
 use lvm::lock::LockError;
 use lvm::names::{ClaimName, ClaimUid, ClusterId, LvName, NameError, Namespace, VgName};
 use lvm::report::{LogicalVolume, ReportError};
@@ -37,6 +38,19 @@ pub enum CreateVolumeError {
         /// What is wrong.
         #[source]
         source: NameError,
+    },
+    /// A layout that cannot be had.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// The claim's volume is there already, in another group.
+    #[error("logical volume {name} is there already, in volume group {found} and not in {asked}")]
+    OtherGroup {
+        /// The volume.
+        name: LvName,
+        /// Where it is.
+        found: VgName,
+        /// Where it was to be.
+        asked: VgName,
     },
     /// The name is not that of the claim's volume.
     #[error("name {name:?} is not that of the claim's volume, {expected}")]
@@ -107,6 +121,7 @@ impl CreateVolumeError {
             Self::MissingParameter(_)
             | Self::UnknownParameter(_)
             | Self::Parameter { .. }
+            | Self::Layout(_)
             | Self::Name { .. }
             | Self::NoName
             | Self::Capability(_)
@@ -115,15 +130,20 @@ impl CreateVolumeError {
             // The caller has an old address of its node: with the right one it goes well.
             Self::OtherNode { .. } | Self::Misdirected(_) => Code::Unavailable,
             // Wrong node for this class until an admin changes something: back to the scheduler.
-            Self::NotServed { .. } | Self::Lvm(CreateError::NoVolumeGroup { .. }) => Code::FailedPrecondition,
+            Self::NotServed { .. }
+            | Self::Lvm(
+                CreateError::NoVolumeGroup { .. } | CreateError::NoModule { .. } | CreateError::Partial { .. },
+            ) => Code::FailedPrecondition,
             // The first call decides; this one learns of it by calling again.
             Self::Busy(_) => Code::Aborted,
             // Another node may have room: back to the scheduler.
-            Self::Lvm(CreateError::Full { .. }) => Code::ResourceExhausted,
+            Self::Lvm(CreateError::Full { .. } | CreateError::NoDisks { .. }) => Code::ResourceExhausted,
             // Somebody else's volume, or a smaller one: calling again does not change it.
-            Self::Lvm(CreateError::Conflict { .. }) => Code::AlreadyExists,
+            Self::Lvm(CreateError::Conflict { .. }) | Self::OtherGroup { .. } => Code::AlreadyExists,
             // "Unsupported capacity_range", also once it is in whole extents.
-            Self::Range(_) | Self::TooSmall { .. } | Self::Lvm(CreateError::Size { .. }) => Code::OutOfRange,
+            Self::Range(_)
+            | Self::TooSmall { .. }
+            | Self::Lvm(CreateError::Size { .. } | CreateError::Stripe { .. }) => Code::OutOfRange,
             // Waited for long enough; the next call may be luckier.
             Self::Lvm(CreateError::Lock(LockError::Busy { .. })) => Code::Unavailable,
             // Nothing is left behind here; another node's LVM may be in better order.
@@ -197,7 +217,8 @@ pub fn parse(request: &CreateVolumeRequest, node: &str) -> Result<CreateData, Cr
     if size < fs.minimum_size() {
         return Err(CreateVolumeError::TooSmall { asked: size, fs });
     }
-    Ok(CreateData { vg, name, size, limit, extent_size: None, owner })
+    let layout = Layout::parse(|key| request.parameters.get(key).map(String::as_str))?;
+    Ok(CreateData { vg, name, size, limit, extent_size: None, layout, owner })
 }
 
 /// Says that a volume is a claim's: all of them, or none.
@@ -252,8 +273,12 @@ fn check_place(requirement: Option<&TopologyRequirement>, node: &str) -> Result<
 }
 
 fn check_keys(given: &HashMap<String, String>) -> Result<(), CreateVolumeError> {
-    const KNOWN: [&str; 7] = [
+    const KNOWN: [&str; 11] = [
         parameters::VOLUME_GROUP,
+        layout::LAYOUT,
+        layout::STRIPES,
+        layout::STRIPE_SIZE,
+        layout::MIRRORS,
         parameters::FS_TYPE,
         parameters::PVC_NAME,
         parameters::PVC_NAMESPACE,

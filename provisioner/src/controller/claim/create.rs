@@ -101,7 +101,11 @@ fn create_request(
                 ..MountVolume::default()
             })),
         }],
-        parameters: parameters.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+        parameters: parameters
+            .into_iter()
+            .chain(request.layout.to_parameters())
+            .map(|(key, value)| (key.to_owned(), value))
+            .collect(),
         accessibility_requirements: Some(TopologyRequirement { requisite: vec![here.clone()], preferred: vec![here] }),
         ..CreateVolumeRequest::default()
     }
