@@ -3,7 +3,7 @@
 use crate::command::Kind;
 use crate::layout::Layout;
 use crate::mounts;
-use crate::names::{LvName, VgName};
+use crate::names::{LvName, VgName, dm_name};
 use crate::report::{self, Disk, Disks, ReportError};
 use crate::volume::{ExtendError, Lvm};
 use std::collections::BTreeSet;
@@ -41,6 +41,18 @@ pub(crate) fn is_plain(node: &Path) -> bool {
         [one] => !fs::read_to_string(one.path().join("dm/uuid")).is_ok_and(|uuid| uuid.starts_with("LVM-")),
         _ => false,
     }
+}
+
+/// The parts of a mirrored volume that have a device node.
+pub(crate) fn active_parts(vg: &VgName, lv: &LvName) -> Vec<String> {
+    let Ok(nodes) = fs::read_dir("/dev/mapper") else { return Vec::new() };
+    let whole = dm_name(vg, lv);
+    let part = |node: fs::DirEntry| {
+        let node = node.file_name().into_string().ok()?;
+        let suffix = node.strip_prefix(&whole)?;
+        report::is_part(suffix).then(|| format!("{vg}/{lv}{suffix}"))
+    };
+    nodes.filter_map(|node| part(node.ok()?)).collect()
 }
 
 impl Lvm {

@@ -224,6 +224,12 @@ pub fn volume_groups(stdout: &[u8]) -> Result<Vec<VolumeGroup>, ReportError> {
     Ok(groups.into_values().map(finished).collect())
 }
 
+/// Whether a name ends so that it is of a part of a mirrored volume.
+pub(crate) fn is_part(end: &str) -> bool {
+    let number = end.strip_prefix("_rmeta_").or_else(|| end.strip_prefix("_rimage_"));
+    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+}
+
 /// Decodes the output of `lvs`. Volumes that are not ours are left out, and so
 /// are the parts of volumes.
 pub fn volumes(stdout: &[u8]) -> Result<Vec<LogicalVolume>, ReportError> {
@@ -232,10 +238,9 @@ pub fn volumes(stdout: &[u8]) -> Result<Vec<LogicalVolume>, ReportError> {
     // LVM hides the parts of a volume, but for those that it is just making.
     // They have the volume's tags.
     let whole_of = |row: &LvRow| {
-        let (name, number) = row.lv_name.rsplit_once('_')?;
-        let whole = name.strip_suffix("_rmeta").or_else(|| name.strip_suffix("_rimage"))?;
-        let is_number = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
-        is_number.then(|| (row.vg_name.clone(), whole.to_owned()))
+        let (whole, _) =
+            row.lv_name.rmatch_indices('_').map(|(at, _)| row.lv_name.split_at(at)).find(|(_, end)| is_part(end))?;
+        Some((row.vg_name.clone(), whole.to_owned()))
     };
     let half_made: BTreeSet<(String, String)> = rows.iter().filter_map(whole_of).collect();
     let mut volumes = Vec::new();

@@ -477,6 +477,7 @@ impl Lvm {
         args.push(vg.to_string());
         args.extend_from_slice(disks);
         fault::point("lvcreate-before");
+        fault::during("lvcreate-during");
         self.mutate(lock, &args)?;
         fault::point("lvcreate-after");
         Ok(())
@@ -484,6 +485,7 @@ impl Lvm {
 
     fn lvremove(&self, lock: &mut Lock, vg: &VgName, name: &LvName) -> Result<(), CommandError> {
         fault::point("lvremove-before");
+        fault::during("lvremove-during");
         self.mutate(lock, &["lvremove".into(), "--yes".into(), "--quiet".into(), format!("{vg}/{name}")])?;
         fault::point("lvremove-after");
         Ok(())
@@ -575,6 +577,7 @@ impl Lvm {
         args.extend([size_argument(placed.size), format!("{vg}/{name}")]);
         args.extend(placed.disks);
         fault::point("lvextend-before");
+        fault::during("lvextend-during");
         let Err(failure) = self.mutate(lock, &args) else {
             fault::point("lvextend-after");
             return Ok(());
@@ -613,15 +616,16 @@ impl Lvm {
     /// Gives the volume its device node, under the group's lock that the caller
     /// holds.
     pub(crate) fn activate(&self, lock: &mut Lock, vg: &VgName, name: &LvName) -> Result<(), CommandError> {
-        let mut change = |how: &str| {
+        let mut change = |how: &str, volumes: &[String]| {
             let args = ["lvchange", "--yes", "--quiet", "--activate", how].map(str::to_owned);
-            self.mutate(lock, &[&args[..], &[format!("{vg}/{name}")]].concat())
+            self.mutate(lock, &[&args[..], volumes].concat())
         };
-        match change("y") {
-            // An activation was cut off, and left some of its parts: LVM wants those taken back first.
+        let whole = [format!("{vg}/{name}")];
+        match change("y", &whole) {
+            // An activation was cut off, and left some of the parts: LVM wants those taken back first.
             Err(CommandError::Failed { stderr, .. }) if stderr.contains("is prohibited while logical volume") => {
-                change("n")?;
-                change("y")
+                change("n", &placement::active_parts(vg, name))?;
+                change("y", &whole)
             }
             other => other,
         }

@@ -28,6 +28,8 @@ pub enum Happening {
 pub struct Case {
     pub operation: Operation,
     pub source: Source,
+    /// Whether it is about a volume of two copies.
+    pub mirrored: bool,
     pub point: &'static str,
     pub happening: Happening,
     /// Whether it runs with every test.
@@ -36,7 +38,8 @@ pub struct Case {
 
 impl Case {
     pub fn name(&self) -> String {
-        format!("{:?} {:?} {} {:?}", self.operation, self.source, self.point, self.happening).to_lowercase()
+        let kind = if self.mirrored { "raid1 " } else { "" };
+        format!("{:?} {:?} {kind}{} {:?}", self.operation, self.source, self.point, self.happening).to_lowercase()
     }
 }
 
@@ -89,11 +92,24 @@ const POINTS: [(Operation, Source, &[&str]); 9] = [
     ),
 ];
 
+/// Those that differ where LVM makes one volume of several. `…-during`: the power goes while LVM is at it.
+const MIRRORED: [(Operation, Source, &[&str]); 3] = [
+    (
+        Operation::Create,
+        Source::Csi,
+        &["lvcreate-before", "lvcreate-during", "lvcreate-after", "mark-after", "create-after"],
+    ),
+    (Operation::Grow, Source::Csi, &["lvextend-before", "lvextend-during", "lvextend-after", "growfs-before"]),
+    (Operation::Delete, Source::Csi, &["lvremove-before", "lvremove-during", "lvremove-after"]),
+];
+
 /// Each operation, and each process that takes part in it, at least once.
-const ALWAYS: [&str; 9] = [
+const ALWAYS: [&str; 11] = [
     "create flexvolume lvcreate-after end",
     "create flexvolume create-after end",
     "create flexvolume mark-after cut",
+    "create csi raid1 lvcreate-during cut",
+    "grow csi raid1 lvextend-during cut",
     "delete flexvolume lvremove-after end",
     "delete flexvolume pv-delete-after end",
     "mount flexvolume mkfs-after end",
@@ -105,10 +121,15 @@ const ALWAYS: [&str; 9] = [
 /// The whole matrix.
 pub fn all() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (operation, source, points) in POINTS {
+    let plain = POINTS.into_iter().map(|points| (points, false));
+    let mirrored = MIRRORED.into_iter().map(|points| (points, true));
+    for ((operation, source, points), mirrored) in plain.chain(mirrored) {
         for point in points {
             for happening in [Happening::End, Happening::Cut] {
-                let case = Case { operation, source, point, happening, always: false };
+                if point.ends_with("-during") && happening == Happening::End {
+                    continue;
+                }
+                let case = Case { operation, source, mirrored, point, happening, always: false };
                 cases.push(Case { always: ALWAYS.contains(&case.name().as_str()), ..case });
             }
         }

@@ -83,7 +83,7 @@ impl<'a> Service<'a> {
     }
 
     /// One answer.
-    fn ask(&self, args: &[&str]) -> Result<Value> {
+    pub(crate) fn ask(&self, args: &[&str]) -> Result<Value> {
         let mut answers = self.call(args)?;
         ensure!(answers.len() == 1, "{answers:?}");
         Ok(answers.remove(0))

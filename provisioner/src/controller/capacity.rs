@@ -87,7 +87,7 @@ pub fn wanted(classes: &[Arc<StorageClass>], nodes: &[View], patience: Duration)
                 }
                 State::Up(_) => {
                     if let Some(group) =
-                        node.group(template.volume_group.as_str()).filter(|group| group.serves(template.layout))
+                        node.chosen(&template.volume_group).filter(|group| group.serves(template.layout))
                     {
                         let published = Published {
                             class: class.name_any(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use lvm::size::human;
 
 use super::nodes::{State, View};
-use super::validate::Request;
+use super::validate::{GroupChoice, Request};
 
 /// How many nodes a text names at most.
 const NAMED: usize = 5;
@@ -28,10 +28,10 @@ pub enum Fit {
 /// are not cordoned. A node that does not answer counts as unknown for the time
 /// of `patience`, and not at all after that.
 pub fn fit(request: &Request, class: &str, nodes: &[View], patience: Duration) -> Fit {
-    let group = request.volume_group.as_str();
+    let group = &request.volume_group;
     if nodes.is_empty() {
         return Fit::Nowhere(format!(
-            "no node has an lvprov node service yet, so nothing can be made in volume group {group}. \
+            "no node has an lvprov node service yet, so nothing can be made in {group}. \
              Look at the pods of DaemonSet lvprov-node"
         ));
     }
@@ -48,7 +48,7 @@ pub fn fit(request: &Request, class: &str, nodes: &[View], patience: Duration) -
     let mut unknown = None;
     for node in allowed {
         match &node.state {
-            State::Up(_) if node.group(group).is_none() => {}
+            State::Up(_) if node.chosen(group).is_none() => {}
             _ if node.cordoned => cordoned.push(node.name.as_str()),
             State::Connecting => unknown = unknown.or(Some(None)),
             State::Down { since, .. } => match patience.saturating_sub(since.elapsed()) {
@@ -56,7 +56,7 @@ pub fn fit(request: &Request, class: &str, nodes: &[View], patience: Duration) -
                 left => unknown = Some(Some(left)),
             },
             State::Up(_) => {
-                let Some(found) = node.group(group) else {
+                let Some(found) = node.chosen(group) else {
                     continue;
                 };
                 if !found.serves(layout) {
@@ -88,8 +88,15 @@ pub fn fit(request: &Request, class: &str, nodes: &[View], patience: Duration) -
     };
     if short.is_empty() {
         return Fit::Nowhere(format!(
-            "no node{allowed} has volume group {group}.{not_counted} Make it on a node (vgcreate), or use a \
-             StorageClass with a volumeGroup that `lvprov capacity` shows"
+            "no node{allowed} has {group}.{not_counted} {}, or use a StorageClass with {} that `lvprov capacity` shows",
+            match group {
+                GroupChoice::Group(_) => "Make it on a node (vgcreate)",
+                GroupChoice::Class(_) => "Name a node's volume group so (deviceClasses in /etc/lvprov/node.json)",
+            },
+            match group {
+                GroupChoice::Group(_) => "a volumeGroup",
+                GroupChoice::Class(_) => "a deviceClass",
+            }
         ));
     }
     // The nearest miss first: that is where to add a disk.
@@ -100,7 +107,7 @@ pub fn fit(request: &Request, class: &str, nodes: &[View], patience: Duration) -
             .map(|(missing, free, name)| format!("{name} has {} free, {} missing", human(*free), human(*missing))),
     );
     Fit::Nowhere(format!(
-        "{} in volume group {group}{how} fit on no node{allowed}: {nodes}.{not_counted} Ask for less, delete volumes, or \
+        "{} in {group}{how} fit on no node{allowed}: {nodes}.{not_counted} Ask for less, delete volumes, or \
          add a disk to the volume group (vgextend)",
         human(request.bytes),
         how = match layout.is_linear() {
@@ -146,7 +153,7 @@ mod tests {
     fn request(bytes: u64) -> Request {
         Request {
             source: Source::default(),
-            volume_group: VgName::parse("vg0").unwrap(),
+            volume_group: GroupChoice::Group(VgName::parse("vg0").unwrap()),
             layout: Layout::Linear,
             fs_type: FsType::Xfs,
             mount_options: String::new(),
@@ -202,6 +209,26 @@ mod tests {
         assert_eq!(fit(&request(GIB), "fast", std::slice::from_ref(&old), PATIENCE), Fit::Somewhere);
         let text = nowhere(&raid1(GIB), &[nodes[0].clone(), old]);
         assert!(text.contains("Not counted, since their kernels have no module for layout raid1: c."), "{text}");
+    }
+
+    #[test]
+    fn a_device_class_is_another_group_on_each_node() {
+        let class = |name: Option<&str>| GroupChoice::Class(name.map(|name| name.parse().unwrap()));
+        let request = |class| Request { volume_group: class, ..request(2 * GIB) };
+        let named = |node_name: &str, group: &str, free: u64, default: bool| {
+            let group = Group {
+                device_classes: vec!["fast".into()],
+                is_default: default,
+                ..Group::of(group, 9 * GIB, free, 4 << 20)
+            };
+            node(node_name, State::Up(vec![Group::of("vg0", 9 * GIB, 9 * GIB, 4 << 20), group]))
+        };
+        let nodes = [named("a", "nvme", GIB, true), named("b", "ssd", 3 * GIB, false)];
+        assert_eq!(fit(&request(class(Some("fast"))), "c", &nodes, PATIENCE), Fit::Somewhere);
+        let text = nowhere(&request(class(None)), &nodes);
+        assert!(text.contains("2 GiB in the default device class fit on no node: a has 1 GiB free"), "{text}");
+        let text = nowhere(&request(class(Some("slow"))), &nodes);
+        assert!(text.contains("no node has device class slow.") && text.contains("deviceClasses in"), "{text}");
     }
 
     #[test]

@@ -16,6 +16,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures::{Stream, stream};
+use lvm::config::DeviceClasses;
 use lvm::layout::Layout;
 use lvm::names::VgName;
 use lvm::report::{ReportError, VolumeGroup};
@@ -114,11 +115,17 @@ impl Drop for Promise {
 #[derive(Debug, Clone)]
 pub struct Capacity {
     node: Arc<str>,
+    classes: Arc<DeviceClasses>,
     known: watch::Receiver<Known>,
     ledger: Weak<watch::Sender<Known>>,
 }
 
 impl Capacity {
+    /// With the names that the node's configuration has for the groups.
+    pub fn with_classes(self, classes: &DeviceClasses) -> Self {
+        Self { classes: Arc::new(classes.clone()), ..self }
+    }
+
     /// The latest report of LVM. None: it has not answered yet.
     pub fn latest(&self) -> Option<Groups> {
         self.known.borrow().groups.clone()
@@ -165,7 +172,7 @@ impl Capacity {
                 }
                 let available = capacity.known.borrow_and_update().available();
                 let Some(groups) = available else { continue };
-                let report = to_wire(&capacity.node, &groups, &failing);
+                let report = to_wire(&capacity.node, &groups, &capacity.classes, &failing);
                 if last.as_ref() != Some(&report) {
                     return Some((report.clone(), (capacity, failing, Some(report))));
                 }
@@ -174,7 +181,7 @@ impl Capacity {
     }
 }
 
-fn to_wire(node: &str, groups: &[VolumeGroup], failing: &Failing) -> wire::CapacityReport {
+fn to_wire(node: &str, groups: &[VolumeGroup], classes: &DeviceClasses, failing: &Failing) -> wire::CapacityReport {
     let layouts: Vec<String> = Layout::kinds_here().into_iter().map(str::to_owned).collect();
     let disks = |group: &VolumeGroup| {
         let mut free = group.free_of_disks();
@@ -192,6 +199,8 @@ fn to_wire(node: &str, groups: &[VolumeGroup], failing: &Failing) -> wire::Capac
                 extent_bytes: group.extent_size,
                 disk_free_bytes: disks(group),
                 layouts: layouts.clone(),
+                device_classes: classes.of(&group.name).map(ToString::to_string).collect(),
+                default_device_class: classes.group(None) == Some(&group.name),
             })
             .collect(),
         failing_unmounts: failing.latest().to_vec(),
@@ -214,7 +223,8 @@ where
     /// operations are under way: a burst of them is reported at its end.
     pub fn new(node: &str, operations: watch::Receiver<usize>, report: F) -> (Self, Capacity) {
         let known = Arc::new(watch::Sender::new(Known::default()));
-        let capacity = Capacity { node: node.into(), known: known.subscribe(), ledger: Arc::downgrade(&known) };
+        let (classes, ledger) = (Arc::default(), Arc::downgrade(&known));
+        let capacity = Capacity { node: node.into(), classes, known: known.subscribe(), ledger };
         (Self { report, operations, known }, capacity)
     }
 

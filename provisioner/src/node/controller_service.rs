@@ -54,7 +54,7 @@ impl ControllerService {
     }
 
     async fn create(&self, request: &csi::CreateVolumeRequest) -> Result<Made, CreateVolumeError> {
-        let mut volume = create_volume::parse(request, &self.node_name)?;
+        let mut volume = create_volume::parse(request, &self.node_name, &self.lvm.config.device_classes)?;
         if !self.served.includes(&volume.vg) {
             return Err(CreateVolumeError::NotServed { vg: volume.vg, served: self.served.to_string() });
         }
@@ -172,9 +172,9 @@ impl ControllerService {
             let free = group.free_of_disks();
             (layout.total(&free, group.extent_size), layout.largest(&free, group.extent_size))
         };
-        let named = request.parameters.get(parameters::VOLUME_GROUP);
-        let candidates = groups.iter().filter(|group| named.is_none_or(|vg| group.name.as_str() == vg));
-        Ok(candidates.map(room).max_by_key(|(_, largest)| *largest).unwrap_or((0, 0)))
+        let named = create_volume::group(&request.parameters, &self.lvm.config.device_classes);
+        let group = named.ok().and_then(|named| groups.iter().find(|group| group.name == named));
+        Ok(group.map_or((0, 0), room))
     }
 }
 

@@ -20,6 +20,7 @@ use tokio::task::AbortHandle;
 use tonic::transport::Channel;
 use tracing::{info, warn};
 
+use super::validate::GroupChoice;
 use crate::names::TOPOLOGY_NODE;
 use crate::tls::TlsDirectory;
 use crate::{with_causes, x509};
@@ -42,6 +43,10 @@ pub struct Group {
     pub disks: Vec<u64>,
     /// The layouts that its volumes can have.
     pub layouts: Vec<String>,
+    /// What the node calls it.
+    pub device_classes: Vec<String>,
+    /// Whether it is the node's default.
+    pub is_default: bool,
 }
 
 impl Group {
@@ -49,7 +54,8 @@ impl Group {
     #[cfg(test)]
     pub fn of(name: &str, size: u64, free: u64, extent: u64) -> Self {
         let layouts = ["linear", "striped", "raid1", "raid10"].map(str::to_owned).to_vec();
-        Self { name: name.into(), size, free, extent, disks: vec![free], layouts }
+        let device_classes = Vec::new();
+        Self { name: name.into(), size, free, extent, disks: vec![free], layouts, device_classes, is_default: false }
     }
 
     /// Whether volumes can lie there so.
@@ -113,6 +119,17 @@ impl View {
     #[cfg(test)]
     pub fn of(name: &str, state: State) -> Self {
         Self { name: name.into(), topology: name.into(), labels: Arc::default(), cordoned: false, state }
+    }
+
+    /// The volume group that a class means there. None also where the node is
+    /// not up.
+    pub fn chosen(&self, choice: &GroupChoice) -> Option<&Group> {
+        let State::Up(groups) = &self.state else { return None };
+        groups.iter().find(|group| match choice {
+            GroupChoice::Group(name) => group.name == name.as_str(),
+            GroupChoice::Class(Some(class)) => group.device_classes.iter().any(|one| one == class.as_str()),
+            GroupChoice::Class(None) => group.is_default,
+        })
     }
 
     /// Its volume group of that name. None also where the node is not up.
@@ -363,6 +380,8 @@ impl Nodes {
                 extent: group.extent_bytes,
                 disks: group.disk_free_bytes,
                 layouts: group.layouts,
+                device_classes: group.device_classes,
+                is_default: group.default_device_class,
             })
             .collect();
         let new = State::Up(groups);

@@ -221,6 +221,7 @@ pub fn source_of(volume: &PersistentVolume) -> Source {
 pub(super) mod tests {
     use super::*;
     use crate::controller::topology::Topologies;
+    use crate::controller::validate::GroupChoice;
     use lvm::filesystem::FsType;
     use lvm::names::VgName;
     use serde_json::{Value, json};
@@ -236,7 +237,7 @@ pub(super) mod tests {
     fn request(source: Source, options: &str) -> Request {
         Request {
             source,
-            volume_group: VgName::parse("vg0").unwrap(),
+            volume_group: GroupChoice::Group(VgName::parse("vg0").unwrap()),
             layout: Layout::Linear,
             fs_type: FsType::Xfs,
             mount_options: options.into(),
