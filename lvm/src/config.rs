@@ -1,9 +1,10 @@
 //! The node's own settings, shared by the driver and the node service.
 
 use crate::duration::parse_duration;
-use crate::names::{NodeName, VgName};
+use crate::names::{DeviceClass, NodeName, VgName};
 use crate::size::parse_quantity;
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,6 +19,8 @@ pub struct NodeConfig {
     pub volume_group: VgName,
     /// Further volume groups that a pod may name for its log volumes.
     pub more_volume_groups: Vec<VgName>,
+    /// What StorageClasses call the volume groups.
+    pub device_classes: DeviceClasses,
     /// Directory below which log volumes are mounted. Default `/var/log/lvprov`.
     pub log_root: PathBuf,
     /// What `{node}` of a subPath stands for. Default: the host's name.
@@ -38,6 +41,57 @@ pub struct NodeConfig {
     /// File to which one JSON line is written for each child process run
     /// (see [`crate::command`]). Default: none.
     pub command_log: Option<PathBuf>,
+}
+
+/// Names for volume groups, so that they may be called differently on each node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceClasses {
+    groups: BTreeMap<DeviceClass, VgName>,
+    default: Option<DeviceClass>,
+}
+
+impl Default for DeviceClasses {
+    fn default() -> Self {
+        NodeConfig::default().device_classes
+    }
+}
+
+impl DeviceClasses {
+    /// The group of a class; of the default one, where none is named.
+    pub fn group(&self, class: Option<&DeviceClass>) -> Option<&VgName> {
+        self.groups.get(class.or(self.default.as_ref())?)
+    }
+
+    /// The classes that a group is of.
+    pub fn of(&self, group: &VgName) -> impl Iterator<Item = &DeviceClass> {
+        self.groups.iter().filter(move |(_, of_class)| *of_class == group).map(|(class, _)| class)
+    }
+
+    /// Their names, for people.
+    pub fn names(&self) -> String {
+        self.groups.keys().map(DeviceClass::as_str).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Reads what the file says. Without a word of it there is one class, the
+    /// default, which is the group of log volumes.
+    fn read(classes: Option<BTreeMap<String, DeviceClassFile>>, only: &VgName) -> Result<Self, String> {
+        let Some(classes) = classes else {
+            let name = DeviceClass::parse("default").map_err(|error| error.to_string())?;
+            return Ok(Self { groups: BTreeMap::from([(name.clone(), only.clone())]), default: Some(name) });
+        };
+        let mut read = Self { groups: BTreeMap::new(), default: None };
+        for (name, class) in classes {
+            let name = DeviceClass::parse(&name).map_err(|error| format!("deviceClasses: {error}"))?;
+            let group = VgName::parse(&class.volume_group).map_err(|error| format!("deviceClasses.{name}: {error}"))?;
+            if class.default
+                && let Some(other) = read.default.replace(name.clone())
+            {
+                return Err(format!("deviceClasses: {other} and {name} cannot both be the default"));
+            }
+            read.groups.insert(name, group);
+        }
+        Ok(read)
+    }
 }
 
 /// Defaults and bounds of log volumes. `None`: no default, no bound.
@@ -125,6 +179,7 @@ pub enum ConfigError {
 struct File {
     volume_group: Option<String>,
     more_volume_groups: Vec<String>,
+    device_classes: Option<BTreeMap<String, DeviceClassFile>>,
     log_root: Option<PathBuf>,
     node_name: Option<String>,
     log_volumes: LogVolumes,
@@ -134,6 +189,14 @@ struct File {
     log_file: Option<PathBuf>,
     keep_lvm: Option<bool>,
     command_log: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct DeviceClassFile {
+    volume_group: String,
+    #[serde(default)]
+    default: bool,
 }
 
 #[derive(Deserialize, Default)]
@@ -194,8 +257,10 @@ impl NodeConfig {
         if !DEADLINES.contains(&deadline) {
             return Err(invalid("deadline must be from 5s to 10m".to_owned()));
         }
+        let volume_group = group(file.volume_group.as_deref().unwrap_or("vg0"))?;
         Ok(Self {
-            volume_group: group(file.volume_group.as_deref().unwrap_or("vg0"))?,
+            device_classes: DeviceClasses::read(file.device_classes, &volume_group).map_err(invalid)?,
+            volume_group,
             more_volume_groups: file.more_volume_groups.iter().map(|name| group(name)).collect::<Result<_, _>>()?,
             log_root: without_links(&log_root),
             node_name: set.parsed("nodeName", file.node_name, NodeName::parse)?,
@@ -288,6 +353,30 @@ mod tests {
     }
 
     #[test]
+    fn device_classes_name_groups_and_one_may_be_the_default() {
+        let class = |name: &str| DeviceClass::parse(name).unwrap();
+        let group = |config: &NodeConfig, name: Option<&str>| {
+            config.device_classes.group(name.map(class).as_ref()).map(ToString::to_string)
+        };
+        let plain = load(r#"{"volumeGroup":"data"}"#).unwrap();
+        assert_eq!(group(&plain, None).as_deref(), Some("data"));
+        assert_eq!(group(&plain, Some("default")).as_deref(), Some("data"));
+        assert_eq!(group(&plain, Some("fast")), None);
+        let two = load(
+            r#"{"deviceClasses":{"fast":{"volumeGroup":"nvme"},"bulk":{"volumeGroup":"hdd","default":true},
+                "cheap":{"volumeGroup":"hdd"}}}"#,
+        )
+        .unwrap();
+        assert_eq!(group(&two, None).as_deref(), Some("hdd"));
+        assert_eq!(group(&two, Some("fast")).as_deref(), Some("nvme"));
+        assert_eq!(group(&two, Some("default")), None);
+        let hdd = VgName::parse("hdd").unwrap();
+        assert_eq!(two.device_classes.of(&hdd).map(DeviceClass::as_str).collect::<Vec<_>>(), ["bulk", "cheap"]);
+        // None of them is the default: whoever names none gets nothing.
+        assert_eq!(group(&load(r#"{"deviceClasses":{"fast":{"volumeGroup":"nvme"}}}"#).unwrap(), None), None);
+    }
+
+    #[test]
     fn bounds_are_read_with_their_units() {
         let config = load(
             r#"{"deadline":"30s","repair":"safe","logLevel":"debug","nodeName":"n1","logVolumes":{"defaultSize":"1Gi",
@@ -312,6 +401,14 @@ mod tests {
             (r#"{"deadline":"1s"}"#, "deadline"),
             (r#"{"nodeName":"a/b"}"#, "nodeName"),
             (r#"{"repair":"force"}"#, "force"),
+            (r#"{"deviceClasses":{"Fast":{"volumeGroup":"a"}}}"#, "device class"),
+            (r#"{"deviceClasses":{"fast":{"volumeGroup":"-a"}}}"#, "deviceClasses.fast"),
+            (r#"{"deviceClasses":{"fast":{}}}"#, "volumeGroup"),
+            (r#"{"deviceClasses":{"fast":{"volumeGroup":"a","thick":true}}}"#, "thick"),
+            (
+                r#"{"deviceClasses":{"a":{"volumeGroup":"a","default":true},"b":{"volumeGroup":"b","default":true}}}"#,
+                "both be the default",
+            ),
         ] {
             let error = load(text).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");

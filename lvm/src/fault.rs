@@ -35,6 +35,22 @@ pub fn point(name: &'static str) {
     }
 }
 
+/// A moment in the midst of the command that is started next; for a power cut,
+/// which nobody has to be held for.
+#[cfg(not(feature = "fault-points"))]
+#[inline(always)]
+pub fn during(_name: &'static str) {}
+
+/// A moment in the midst of the command that is started next; for a power cut,
+/// which nobody has to be held for.
+#[cfg(feature = "fault-points")]
+pub fn during(name: &'static str) {
+    std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        point(name);
+    });
+}
+
 #[cfg(feature = "fault-points")]
 #[allow(unsafe_code)]
 fn end() -> ! {

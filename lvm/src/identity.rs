@@ -7,6 +7,7 @@
 //! interrupted `lvcreate` did not wipe, or the volume of another namespace
 //! named in a pod's options, has another UUID.
 
+use crate::layout::Layout;
 use crate::names::{ClaimName, ClaimUid, ClusterId, LogVolumeName, Namespace};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -16,6 +17,7 @@ const CLUSTER: &str = "lvprov.io/cluster=";
 const CLAIM_UID: &str = "lvprov.io/claim-uid=";
 const CLAIM: &str = "lvprov.io/claim=";
 const LOG: &str = "lvprov.io/log=";
+const LAYOUT: &str = "lvprov.io/layout=";
 
 /// The tag of a log volume that has been made and not formatted yet.
 pub const NEW: &str = "lvprov.io/new";
@@ -98,6 +100,18 @@ impl Owner {
             _ => None,
         }
     }
+}
+
+/// The tag that says how a volume was asked to lie on the disks; none where it
+/// may lie anywhere.
+pub fn layout_tag(layout: Layout) -> Option<String> {
+    (!layout.is_linear()).then(|| format!("{LAYOUT}{layout}"))
+}
+
+/// What [`layout_tag`] says among an LV's tags.
+pub fn layout_of<'a>(tags: impl IntoIterator<Item = &'a str>) -> Layout {
+    let said = tags.into_iter().find_map(|tag| tag.strip_prefix(LAYOUT));
+    said.and_then(|layout| layout.parse().ok()).unwrap_or_default()
 }
 
 /// The UUID of a data volume's file system.

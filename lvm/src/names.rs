@@ -90,6 +90,11 @@ name!(
     ClusterId, "cluster id", "a UUID in lower case, such as 0f0e7f0a-…", is_uuid
 );
 name!(
+    /// Name that a node's configuration has for one of its volume groups.
+    DeviceClass, "device class",
+    "1 to 63 of a-z 0-9 -, beginning and ending with a letter or digit", is_label
+);
+name!(
     /// Name of a log volume, unique in its namespace.
     LogVolumeName, "log volume name",
     "1 to 63 of a-z 0-9 -, beginning and ending with a letter or digit", is_label

@@ -4,9 +4,11 @@
 //! (lvmreport(7)). LVM prints advice in the midst of the JSON on standard
 //! output: such lines are dropped and counted.
 
-use crate::identity::{NEW, Owner};
+use crate::identity::{self, NEW, Owner};
+use crate::layout::Layout;
 use crate::names::{LvName, VgName};
 use serde::Deserialize;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A volume group, as LVM sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,10 +17,31 @@ pub struct VolumeGroup {
     pub name: VgName,
     /// Bytes in all.
     pub size: u64,
-    /// Bytes not allocated.
+    /// Bytes that LVM may allocate: none while a disk is missing, since LVM
+    /// changes nothing in a group then.
     pub free: u64,
     /// Bytes of one extent.
     pub extent_size: u64,
+    /// Its disks that may be allocated from, in order of name.
+    pub disks: Vec<Disk>,
+    /// Whether a disk of it is missing.
+    pub partial: bool,
+}
+
+impl VolumeGroup {
+    /// What each disk has free.
+    pub fn free_of_disks(&self) -> Vec<u64> {
+        self.disks.iter().map(|disk| disk.free).collect()
+    }
+}
+
+/// A physical volume.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Disk {
+    /// Its device.
+    pub name: String,
+    /// Bytes not allocated.
+    pub free: u64,
 }
 
 /// A logical volume that carries our tags.
@@ -41,6 +64,11 @@ pub struct LogicalVolume {
     pub owner: Owner,
     /// Whether it is a log volume that has not been formatted yet.
     pub new: bool,
+    /// How it was asked to lie on the disks.
+    pub layout: Layout,
+    /// Whether the lvcreate that made it broke off: parts of it are still to be
+    /// seen, which LVM hides before it is done.
+    pub half_made: bool,
 }
 
 /// A report that could not be had or read.
@@ -71,15 +99,33 @@ pub(crate) const FORMAT: [&str; 9] = [
     "--ignorelockingfailure",
     "-o",
 ];
-pub(crate) const VG_FIELDS: &str = "vg_name,vg_size,vg_free,vg_extent_size";
+pub(crate) const VG_FIELDS: &str = "vg_name,vg_size,vg_extent_size,vg_attr,pv_name,pv_free,pv_missing,pv_allocatable";
+pub(crate) const PV_FIELDS: &str =
+    "vg_name,vg_extent_size,vg_attr,pv_name,pv_free,pv_missing,pv_allocatable,lv_name,seg_start";
 pub(crate) const LV_FIELDS: &str = "vg_name,lv_name,lv_size,lv_attr,lv_time,lv_tags";
 
 #[derive(Deserialize)]
 struct VgRow {
     vg_name: String,
     vg_size: String,
-    vg_free: String,
     vg_extent_size: String,
+    vg_attr: String,
+    pv_name: String,
+    pv_free: String,
+    pv_missing: String,
+    pv_allocatable: String,
+}
+
+#[derive(Deserialize)]
+struct PvRow {
+    vg_extent_size: String,
+    vg_attr: String,
+    pv_name: String,
+    pv_free: String,
+    pv_missing: String,
+    pv_allocatable: String,
+    lv_name: String,
+    seg_start: String,
 }
 
 #[derive(Deserialize)]
@@ -94,7 +140,7 @@ struct LvRow {
 
 #[derive(Deserialize)]
 struct Report<T> {
-    #[serde(default = "Vec::new", alias = "vg", alias = "lv")]
+    #[serde(default = "Vec::new", alias = "vg", alias = "lv", alias = "pvseg")]
     rows: Vec<T>,
 }
 
@@ -129,30 +175,76 @@ fn number(report: &'static str, field: &str, text: &str) -> Result<u64, ReportEr
         .map_err(|_| ReportError::Unreadable { report, reason: format!("{field} is {text:?}, not a number") })
 }
 
-/// Decodes the output of `vgs`.
+/// The disk of a row, where LVM may allocate from it.
+fn disk(
+    report: &'static str,
+    name: &str,
+    free: &str,
+    missing: &str,
+    allocatable: &str,
+) -> Result<Option<Disk>, ReportError> {
+    if !missing.is_empty() || allocatable.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Disk { name: name.to_owned(), free: number(report, "pv_free", free)? }))
+}
+
+/// vgs(8): the fourth letter of vg_attr.
+fn is_partial(attr: &str) -> bool {
+    attr.as_bytes().get(3) == Some(&b'p')
+}
+
+/// Decodes the output of `vgs`, which has a row for each disk.
 pub fn volume_groups(stdout: &[u8]) -> Result<Vec<VolumeGroup>, ReportError> {
     let report = "vgs";
     let (rows, _) = rows::<VgRow>(report, stdout)?;
-    let mut groups = Vec::with_capacity(rows.len());
+    let mut groups = BTreeMap::new();
     for row in rows {
         let name = VgName::parse(&row.vg_name)
             .map_err(|error| ReportError::Unreadable { report, reason: error.to_string() })?;
-        groups.push(VolumeGroup {
+        let group = groups.entry(name.clone()).or_insert(VolumeGroup {
             name,
             size: number(report, "vg_size", &row.vg_size)?,
-            free: number(report, "vg_free", &row.vg_free)?,
+            free: 0,
             extent_size: number(report, "vg_extent_size", &row.vg_extent_size)?,
+            disks: Vec::new(),
+            partial: is_partial(&row.vg_attr),
         });
+        group.disks.extend(disk(report, &row.pv_name, &row.pv_free, &row.pv_missing, &row.pv_allocatable)?);
     }
-    Ok(groups)
+    let finished = |mut group: VolumeGroup| {
+        if group.partial {
+            group.disks.clear();
+        }
+        // LVM lists them in any order.
+        group.disks.sort_unstable();
+        group.free = group.disks.iter().fold(0, |sum, disk| sum.saturating_add(disk.free));
+        group
+    };
+    Ok(groups.into_values().map(finished).collect())
 }
 
-/// Decodes the output of `lvs`. Volumes that are not ours are left out.
+/// Whether a name ends so that it is of a part of a mirrored volume.
+pub(crate) fn is_part(end: &str) -> bool {
+    let number = end.strip_prefix("_rmeta_").or_else(|| end.strip_prefix("_rimage_"));
+    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// Decodes the output of `lvs`. Volumes that are not ours are left out, and so
+/// are the parts of volumes.
 pub fn volumes(stdout: &[u8]) -> Result<Vec<LogicalVolume>, ReportError> {
     let report = "lvs";
     let (rows, _) = rows::<LvRow>(report, stdout)?;
+    // LVM hides the parts of a volume, but for those that it is just making.
+    // They have the volume's tags.
+    let whole_of = |row: &LvRow| {
+        let (whole, _) =
+            row.lv_name.rmatch_indices('_').map(|(at, _)| row.lv_name.split_at(at)).find(|(_, end)| is_part(end))?;
+        Some((row.vg_name.clone(), whole.to_owned()))
+    };
+    let half_made: BTreeSet<(String, String)> = rows.iter().filter_map(whole_of).collect();
     let mut volumes = Vec::new();
-    for row in rows {
+    for row in rows.iter().filter(|row| whole_of(row).is_none()) {
         let tags = || row.lv_tags.split(',').filter(|tag| !tag.is_empty());
         let Some(owner) = Owner::from_tags(tags()) else { continue };
         let unreadable = |error: crate::names::NameError| ReportError::Unreadable { report, reason: error.to_string() };
@@ -168,9 +260,47 @@ pub fn volumes(stdout: &[u8]) -> Result<Vec<LogicalVolume>, ReportError> {
             open: attr.get(5) != Some(&b'-'),
             owner,
             new: tags().any(|tag| tag == NEW),
+            layout: identity::layout_of(tags()),
+            half_made: half_made.contains(&(row.vg_name.clone(), row.lv_name.clone())),
         });
     }
     Ok(volumes)
+}
+
+/// The disks of one group, and which of them a volume lies on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Disks {
+    /// Bytes of one extent.
+    pub extent_size: u64,
+    /// Whether one is missing.
+    pub partial: bool,
+    /// Those that may be allocated from, in order of name.
+    pub disks: Vec<Disk>,
+    /// For each copy of a mirrored volume, the disks of its data in their order.
+    pub legs: Vec<Vec<String>>,
+}
+
+/// Decodes the output of `pvs --segments` for one group, and looks for the
+/// volume `lv`.
+pub(crate) fn disks(stdout: &[u8], lv: &LvName) -> Result<Disks, ReportError> {
+    let report = "pvs";
+    let (rows, _) = rows::<PvRow>(report, stdout)?;
+    let first =
+        rows.first().ok_or_else(|| ReportError::Unreadable { report, reason: "there is no disk in it".to_owned() })?;
+    let extent_size = number(report, "vg_extent_size", &first.vg_extent_size)?;
+    let partial = is_partial(&first.vg_attr);
+    let (mut disks, mut legs) = (BTreeSet::new(), BTreeMap::<u32, BTreeMap<u64, String>>::new());
+    let image = format!("[{lv}_rimage_");
+    for row in &rows {
+        disks.extend(disk(report, &row.pv_name, &row.pv_free, &row.pv_missing, &row.pv_allocatable)?);
+        let leg = row.lv_name.strip_prefix(&image).and_then(|rest| rest.strip_suffix(']')?.parse().ok());
+        if let Some(leg) = leg {
+            let start = number(report, "seg_start", &row.seg_start)?;
+            legs.entry(leg).or_default().insert(start, row.pv_name.clone());
+        }
+    }
+    let legs = legs.into_values().map(|segments| segments.into_values().collect()).collect();
+    Ok(Disks { extent_size, partial, disks: disks.into_iter().collect(), legs })
 }
 
 #[cfg(test)]
@@ -185,6 +315,46 @@ mod tests {
         assert_eq!(group.name.as_str(), "vg0");
         assert_eq!((group.size, group.extent_size), (21_470_642_176, 4 << 20));
         assert_eq!(group.free, group.size);
+        assert_eq!(group.disks, [Disk { name: "/dev/ubdb".into(), free: group.size }]);
+        assert!(!group.partial);
+    }
+
+    #[test]
+    fn a_group_without_one_of_its_disks_has_nothing_free() {
+        let groups = volume_groups(include_bytes!("../captures/vgs-partial.json")).unwrap();
+        let seen: Vec<_> = groups.iter().map(|group| (group.name.as_str(), group.partial, group.free)).collect();
+        assert_eq!(seen, [("vg0", false, 21_470_642_176), ("vg1", true, 0)]);
+        assert_eq!((groups[1].size, &groups[1].disks[..]), (3_208_642_560, &[][..]));
+        // Nor does LVM allocate from a disk that an admin has closed.
+        let closed =
+            String::from_utf8_lossy(include_bytes!("../captures/vgs-partial.json")).replace("wz-pn-", "wz--n-");
+        let open: Vec<Disk> = volume_groups(closed.as_bytes()).unwrap().remove(1).disks;
+        assert_eq!(open, [Disk { name: "/dev/ubdd".into(), free: 0 }]);
+    }
+
+    #[test]
+    fn a_mirrored_volume_is_one_and_half_of_one_is_known() {
+        let whole = volumes(include_bytes!("../captures/lvs-raid.json")).unwrap();
+        let half = volumes(include_bytes!("../captures/lvs-half-made.json")).unwrap();
+        for (volumes, half_made) in [(whole, false), (half, true)] {
+            let [volume] = volumes.as_slice() else { panic!("{volumes:?}") };
+            assert_eq!(volume.name.as_str(), "pvc-0f0e7f0a-1111-4222-8333-444455556666");
+            assert_eq!((volume.size, volume.layout), (320 << 20, Layout::Raid1 { mirrors: 1 }));
+            assert_eq!(volume.half_made, half_made);
+        }
+    }
+
+    #[test]
+    fn the_disks_of_each_copy_are_found() {
+        let lv = LvName::parse("pvc-0f0e7f0a-1111-4222-8333-444455556666").unwrap();
+        let report = include_bytes!("../captures/pvs.json");
+        let found = disks(report, &lv).unwrap();
+        let names: Vec<&str> = found.disks.iter().map(|disk| disk.name.as_str()).collect();
+        assert_eq!(names, ["/dev/ubdc", "/dev/ubdd", "/dev/ubde"]);
+        assert_eq!((found.extent_size, found.partial, found.disks[0].free), (4 << 20, false, 394_264_576));
+        assert_eq!(found.legs, [["/dev/ubdc"], ["/dev/ubdd"]]);
+        assert!(disks(report, &LvName::parse("between").unwrap()).unwrap().legs.is_empty());
+        assert!(disks(br#"{"report":[{"pvseg":[]}]}"#, &lv).is_err());
     }
 
     #[test]
@@ -231,6 +401,7 @@ mod tests {
         fn any_output_is_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = volumes(&bytes);
             let _ = volume_groups(&bytes);
+            let _ = disks(&bytes, &LvName::parse("pvc-1").unwrap());
         }
     }
 }

@@ -8,8 +8,10 @@ use crate::config::NodeConfig;
 use crate::fault;
 use crate::filesystem;
 use crate::identity::{self, DataOwner, Owner};
+use crate::layout::{Layout, Shortage};
 use crate::lock::{Lock, LockError};
 use crate::names::{LvName, VgName, dm_name};
+use crate::placement::{self, Growth};
 use crate::report::{self, LogicalVolume, ReportError, VolumeGroup};
 use crate::shell::Shells;
 use crate::size::{human, round_up};
@@ -43,6 +45,8 @@ pub struct CreateData {
     pub limit: u64,
     /// Extent size of the group, where the caller knows it; it saves a report.
     pub extent_size: Option<u64>,
+    /// How it is to lie on the disks of the group.
+    pub layout: Layout,
     /// Whose it is.
     pub owner: DataOwner,
 }
@@ -76,6 +80,40 @@ pub enum CreateError {
         asked: u64,
         /// Bytes free.
         free: u64,
+    },
+    /// It does not fit on the disks as it is to lie there.
+    #[error("volume group {vg} cannot hold {}: {shortage}", human(*.asked))]
+    NoDisks {
+        /// The group.
+        vg: VgName,
+        /// Bytes asked for, in whole stripes.
+        asked: u64,
+        /// What is missing.
+        shortage: Shortage,
+    },
+    /// A stripe may not be more than an extent.
+    #[error("stripeSize {} is more than an extent of volume group {vg}, which has {}; ask for a smaller one", human(*.stripe), human(*.extent))]
+    Stripe {
+        /// The group.
+        vg: VgName,
+        /// Bytes of a stripe.
+        stripe: u64,
+        /// Bytes of an extent.
+        extent: u64,
+    },
+    /// The kernel cannot do it.
+    #[error("this node's kernel has no module {module}, which layout {} needs; install it (modprobe {module}), or keep such volumes off this node with allowedTopologies", .layout.kind())]
+    NoModule {
+        /// What was asked for.
+        layout: Layout,
+        /// What is not there.
+        module: &'static str,
+    },
+    /// A disk of the group is missing.
+    #[error("{}", Partial(.vg))]
+    Partial {
+        /// The group.
+        vg: VgName,
     },
     /// A volume of that name is there and is another one.
     #[error("logical volume {vg}/{name} is there already and does not fit the request: {reason}")]
@@ -112,6 +150,19 @@ pub enum CreateError {
     /// LVM refused for another reason.
     #[error(transparent)]
     Command(#[from] CommandError),
+}
+
+/// In words: a group that has lost a disk.
+struct Partial<'a>(&'a VgName);
+
+impl std::fmt::Display for Partial<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "volume group {} has lost a disk (pvs shows which), and LVM changes nothing in it before that is back              (vgextend --restoremissing) or taken out (vgreduce --removemissing)",
+            self.0
+        )
+    }
 }
 
 /// What became of a volume that was to be removed.
@@ -178,6 +229,26 @@ pub enum ExtendError {
         /// Bytes free.
         free: u64,
     },
+    /// Its disks, or others, have no room.
+    #[error("volume group {vg} cannot grow {name} to {}: {}{shortage}. Ask for less, or add disks to the group", human(*.asked), own_disks(*.own))]
+    NoDisks {
+        /// The group.
+        vg: VgName,
+        /// The volume.
+        name: LvName,
+        /// Bytes that it should have, in whole stripes.
+        asked: u64,
+        /// What each of the disks of a mirrored volume has free, at least.
+        own: Option<u64>,
+        /// What other disks lack.
+        shortage: Shortage,
+    },
+    /// A disk of the group is missing.
+    #[error("{}", Partial(.vg))]
+    Partial {
+        /// The group.
+        vg: VgName,
+    },
     /// The lock was not free in time.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -195,6 +266,13 @@ pub enum ExtendError {
     /// LVM refused for another reason.
     #[error(transparent)]
     Command(#[from] CommandError),
+}
+
+fn own_disks(least: Option<u64>) -> String {
+    let said = |least| {
+        format!("one of the disks that its copies are on has no more than {} free, and on others ", human(least))
+    };
+    least.map(said).unwrap_or_default()
 }
 
 /// The device node of a logical volume. It is there only while the volume is
@@ -311,19 +389,31 @@ impl Lvm {
     pub fn create_data(&self, request: &CreateData) -> Result<Created, CreateError> {
         let owner = Owner::Data(request.owner.clone());
         let mut lock = self.lock_group(&request.vg)?;
-        let extent = match request.extent_size {
-            Some(extent) => extent,
-            None => self.group(&request.vg, &lock)?.extent_size,
-        };
-        let size = whole_extents(request.size, extent, request.limit)?;
-        let uuid = identity::data_uuid(&request.owner.namespace, &request.owner.claim_uid);
-        let failure = match self.lvcreate(&mut lock, &request.vg, &request.name, size, &owner.to_tags()) {
-            Ok(()) => {
-                mark(request, uuid)?;
-                fault::point("mark-after");
-                return Ok(Created { size, existed: false });
+        let size = |extent| whole_stripes(request.size, request.layout, extent, request.limit);
+        let planned = match request.extent_size.filter(|_| request.layout.is_linear()) {
+            Some(extent) => Ok((size(extent)?, Vec::new())),
+            None => {
+                let group = self.group(&request.vg, &lock)?;
+                let size = size(group.extent_size)?;
+                place(request, &group, size).map(|disks| (size, disks)).map_err(|error| (size, error))
             }
-            Err(error) => error,
+        };
+        let mut tags = owner.to_tags();
+        tags.extend(identity::layout_tag(request.layout));
+        let create = |lock: &mut Lock, size: u64, disks: &[String]| {
+            self.lvcreate(lock, &request.vg, &request.name, size, request.layout, &tags, disks)
+        };
+        let uuid = identity::data_uuid(&request.owner.namespace, &request.owner.claim_uid);
+        let (size, failure) = match planned {
+            Ok((size, disks)) => match create(&mut lock, size, &disks) {
+                Ok(()) => {
+                    mark(request, uuid)?;
+                    fault::point("mark-after");
+                    return Ok(Created { size, existed: false });
+                }
+                Err(error) => (size, CreateError::from(error)),
+            },
+            Err(refused) => refused,
         };
         // Now it pays to ask what is there.
         let group = self.group(&request.vg, &lock)?;
@@ -335,12 +425,20 @@ impl Lvm {
         if found.owner != owner {
             return Err(conflict("it belongs to another claim".to_owned()));
         }
+        if found.layout != request.layout {
+            return Err(conflict(format!("its layout is {} and not {}", found.layout, request.layout)));
+        }
         if found.size < size {
             return Err(conflict(format!("it has {} and not {}", human(found.size), human(size))));
         }
         if !found.open && !self.is_whole(&mut lock, &found, uuid)? {
             self.lvremove(&mut lock, &found.vg, &found.name)?;
-            self.lvcreate(&mut lock, &request.vg, &request.name, size, &owner.to_tags())?;
+            // It took room of its own until now.
+            let disks = match request.layout.is_linear() {
+                true => Vec::new(),
+                false => place(request, &self.group(&request.vg, &lock)?, size)?,
+            };
+            create(&mut lock, size, &disks)?;
             mark(request, uuid)?;
             return Ok(Created { size, existed: false });
         }
@@ -352,6 +450,9 @@ impl Lvm {
     /// off before it could wipe and mark it; whatever it holds is a former
     /// owner's, since nobody is given a claim's volume before it is marked.
     fn is_whole(&self, lock: &mut Lock, found: &LogicalVolume, uuid: Uuid) -> Result<bool, CreateError> {
+        if found.half_made {
+            return Ok(false);
+        }
         let node = device(&found.vg, &found.name);
         if !found.active {
             self.activate(lock, &found.vg, &found.name)?;
@@ -376,33 +477,40 @@ impl Lvm {
     ) -> Result<(), CreateError> {
         let mut tags = owner.to_tags();
         tags.push(identity::NEW.to_owned());
-        let failure = match self.lvcreate(lock, vg, name, size, &tags) {
+        let failure = match self.lvcreate(lock, vg, name, size, Layout::Linear, &tags, &[]) {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
         let group = self.group(vg, lock)?;
-        let size = whole_extents(size, group.extent_size, 0)?;
-        Err(explain(failure, group, size))
+        let size = whole_stripes(size, Layout::Linear, group.extent_size, 0)?;
+        Err(explain(failure.into(), group, size))
     }
 
+    /// `disks`: those that it is to lie on; none: LVM chooses.
+    #[allow(clippy::too_many_arguments, reason = "they are what lvcreate is told")]
     fn lvcreate(
         &self,
         lock: &mut Lock,
         vg: &VgName,
         name: &LvName,
         size: u64,
+        layout: Layout,
         tags: &[String],
+        disks: &[String],
     ) -> Result<(), CommandError> {
         let mut args: Vec<String> = ["lvcreate", "--yes", "--quiet", "--wipesignatures", "y", "--zero", "y", "--name"]
             .map(str::to_owned)
             .to_vec();
         args.push(name.to_string());
         args.extend(["--size".to_owned(), size_argument(size)]);
+        args.extend(layout.arguments());
         for tag in tags {
             args.extend(["--addtag".to_owned(), tag.clone()]);
         }
         args.push(vg.to_string());
+        args.extend_from_slice(disks);
         fault::point("lvcreate-before");
+        fault::during("lvcreate-during");
         self.mutate(lock, &args)?;
         fault::point("lvcreate-after");
         Ok(())
@@ -410,6 +518,7 @@ impl Lvm {
 
     fn lvremove(&self, lock: &mut Lock, vg: &VgName, name: &LvName) -> Result<(), CommandError> {
         fault::point("lvremove-before");
+        fault::during("lvremove-during");
         self.mutate(lock, &["lvremove".into(), "--yes".into(), "--quiet".into(), format!("{vg}/{name}")])?;
         fault::point("lvremove-after");
         Ok(())
@@ -471,7 +580,12 @@ impl Lvm {
         if now >= size {
             return Ok(());
         }
-        self.lvextend(&mut lock, vg, name, now, size)
+        // The driver's own call, for which LVM is asked no more than it must be.
+        let layout = match placement::is_plain(&node) {
+            true => Layout::Linear,
+            false => self.find_in(vg, name, Some(&lock))?.map_or(Layout::Linear, |found| found.layout),
+        };
+        self.lvextend(&mut lock, vg, name, layout, now, size)
     }
 
     /// Extends a logical volume of ours, active or not, to at least `size`
@@ -485,20 +599,28 @@ impl Lvm {
         if found.size >= size {
             return Ok(found.size);
         }
-        self.lvextend(&mut lock, vg, name, found.size, size)?;
+        self.lvextend(&mut lock, vg, name, found.layout, found.size, size)?;
         Ok(self.find_in(vg, name, Some(&lock))?.map_or(size, |grown| grown.size))
     }
 
-    fn lvextend(&self, lock: &mut Lock, vg: &VgName, name: &LvName, now: u64, size: u64) -> Result<(), ExtendError> {
-        let args = [
-            "lvextend".into(),
-            "--yes".into(),
-            "--quiet".into(),
-            "--size".into(),
-            size_argument(size),
-            format!("{vg}/{name}"),
-        ];
+    fn lvextend(
+        &self,
+        lock: &mut Lock,
+        vg: &VgName,
+        name: &LvName,
+        layout: Layout,
+        now: u64,
+        size: u64,
+    ) -> Result<(), ExtendError> {
+        let placed = match layout.is_linear() {
+            true => Growth { size, disks: Vec::new() },
+            false => self.place_growth(lock, vg, name, layout, now, size)?,
+        };
+        let mut args: Vec<String> = ["lvextend", "--yes", "--quiet", "--size"].map(str::to_owned).to_vec();
+        args.extend([size_argument(placed.size), format!("{vg}/{name}")]);
+        args.extend(placed.disks);
         fault::point("lvextend-before");
+        fault::during("lvextend-during");
         let Err(failure) = self.mutate(lock, &args) else {
             fault::point("lvextend-after");
             return Ok(());
@@ -506,9 +628,12 @@ impl Lvm {
         let Some(group) = self.groups(Some(lock))?.into_iter().find(|group| group.name == *vg) else {
             return Err(failure.into());
         };
+        if group.partial {
+            return Err(ExtendError::Partial { vg: vg.clone() });
+        }
         let asked = round_up(size, group.extent_size).unwrap_or(u64::MAX);
         let more = asked.saturating_sub(now);
-        if more > group.free {
+        if layout.is_linear() && more > group.free {
             return Err(ExtendError::Full { vg: vg.clone(), name: name.clone(), asked, more, free: group.free });
         }
         Err(failure.into())
@@ -534,17 +659,19 @@ impl Lvm {
     /// Gives the volume its device node, under the group's lock that the caller
     /// holds.
     pub(crate) fn activate(&self, lock: &mut Lock, vg: &VgName, name: &LvName) -> Result<(), CommandError> {
-        self.mutate(
-            lock,
-            &[
-                "lvchange".into(),
-                "--yes".into(),
-                "--quiet".into(),
-                "--activate".into(),
-                "y".into(),
-                format!("{vg}/{name}"),
-            ],
-        )
+        let mut change = |how: &str, volumes: &[String]| {
+            let args = ["lvchange", "--yes", "--quiet", "--activate", how].map(str::to_owned);
+            self.mutate(lock, &[&args[..], volumes].concat())
+        };
+        let whole = [format!("{vg}/{name}")];
+        match change("y", &whole) {
+            // An activation was cut off, and left some of the parts: LVM wants those taken back first.
+            Err(CommandError::Failed { stderr, .. }) if stderr.contains("is prohibited while logical volume") => {
+                change("n", &placement::active_parts(vg, name))?;
+                change("y", &whole)
+            }
+            other => other,
+        }
     }
 }
 
@@ -565,12 +692,34 @@ fn mark(request: &CreateData, uuid: Uuid) -> Result<(), CreateError> {
         .map_err(|source| CreateError::Device { device: node.display().to_string(), source })
 }
 
-fn whole_extents(size: u64, extent: u64, limit: u64) -> Result<u64, CreateError> {
+/// The disks for a volume that is to be made; none: LVM chooses.
+fn place(request: &CreateData, group: &VolumeGroup, size: u64) -> Result<Vec<String>, CreateError> {
+    let layout = request.layout;
+    if layout.is_linear() {
+        return Ok(Vec::new());
+    }
+    if let Some(module) = layout.missing_module() {
+        return Err(CreateError::NoModule { layout, module });
+    }
+    let (vg, extent) = (group.name.clone(), group.extent_size);
+    if group.partial {
+        return Err(CreateError::Partial { vg });
+    }
+    if let Some(stripe) = layout.stripe_size().filter(|stripe| *stripe > extent) {
+        return Err(CreateError::Stripe { vg, stripe, extent });
+    }
+    match layout.place(&placement::choices(&group.disks), layout.leg(size, extent)) {
+        Ok(disks) => Ok(disks.into_iter().map(placement::argument).collect()),
+        Err(shortage) => Err(CreateError::NoDisks { vg, asked: size, shortage }),
+    }
+}
+
+fn whole_stripes(size: u64, layout: Layout, extent: u64, limit: u64) -> Result<u64, CreateError> {
     let refuse = |reason: String| CreateError::Size { asked: size, reason };
     if size == 0 {
         return Err(refuse("it must be more than 0".to_owned()));
     }
-    let rounded = round_up(size, extent.max(1)).ok_or_else(|| refuse("it is out of range".to_owned()))?;
+    let rounded = layout.whole(size, extent).ok_or_else(|| refuse("it is out of range".to_owned()))?;
     if limit != 0 && rounded > limit {
         return Err(refuse(format!("in whole extents it is {rounded} B, which is over the limit of {limit} B")));
     }
@@ -583,11 +732,12 @@ fn size_argument(size: u64) -> String {
 }
 
 /// Why lvcreate failed, given what is there.
-fn explain(failure: CommandError, group: VolumeGroup, asked: u64) -> CreateError {
-    if asked > group.free {
-        return CreateError::Full { vg: group.name, asked, free: group.free };
+fn explain(failure: CreateError, group: VolumeGroup, asked: u64) -> CreateError {
+    match failure {
+        CreateError::Command(_) if group.partial => CreateError::Partial { vg: group.name },
+        CreateError::Command(_) if asked > group.free => CreateError::Full { vg: group.name, asked, free: group.free },
+        other => other,
     }
-    failure.into()
 }
 
 #[cfg(test)]
@@ -596,12 +746,16 @@ mod tests {
 
     #[test]
     fn sizes_become_whole_extents_within_the_limit() {
+        const LINEAR: Layout = Layout::Linear;
         let extent = 4 << 20;
-        assert_eq!(whole_extents(1, extent, 0).unwrap(), extent);
-        assert_eq!(whole_extents(extent, extent, extent).unwrap(), extent);
-        assert!(whole_extents(0, extent, 0).is_err());
-        assert!(whole_extents(extent + 1, extent, extent + 1).is_err());
-        assert!(whole_extents(u64::MAX, extent, 0).is_err());
+        assert_eq!(whole_stripes(1, LINEAR, extent, 0).unwrap(), extent);
+        assert_eq!(whole_stripes(extent, LINEAR, extent, extent).unwrap(), extent);
+        assert!(whole_stripes(0, LINEAR, extent, 0).is_err());
+        assert!(whole_stripes(extent + 1, LINEAR, extent, extent + 1).is_err());
+        assert!(whole_stripes(u64::MAX, LINEAR, extent, 0).is_err());
+        let striped = Layout::Striped { stripes: 3, stripe_size: 64 << 10 };
+        assert_eq!(whole_stripes(1, striped, extent, 0).unwrap(), 3 * extent);
+        assert!(whole_stripes(extent, striped, extent, 2 * extent).is_err());
     }
 
     #[test]

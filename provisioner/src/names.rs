@@ -77,8 +77,11 @@ pub const MKFS_OPTIONS: &str = "mkfsOptions";
 
 /// Keys of `CreateVolumeRequest.parameters`. Any other key is refused.
 pub mod parameters {
-    /// Volume group that the volume is carved from. Required.
+    /// Volume group that the volume is carved from. Where neither it nor a
+    /// device class is named, that of the node's default device class.
     pub const VOLUME_GROUP: &str = "volumeGroup";
+    /// What the node's configuration calls the volume group.
+    pub const DEVICE_CLASS: &str = "deviceClass";
     /// File system: `xfs` (the default), `ext4` or `btrfs`.
     pub const FS_TYPE: &str = "csi.storage.k8s.io/fstype";
     /// Name of the claim. Required.

@@ -12,7 +12,7 @@ fn claims(cluster: &Cluster) -> Result<()> {
     let space = Space::new(cluster, "badclaims")?;
     class(cluster, "bad-parameter", "volumeGroup: vg0, stripes: '2'", "")?;
     class(cluster, "bad-group", "volumeGroup: '--help'", "")?;
-    class(cluster, "bad-none", "csi.storage.k8s.io/fstype: xfs", "")?;
+    class(cluster, "bad-both", "volumeGroup: vg0, deviceClass: fast", "")?;
     class(cluster, "bad-fs", "volumeGroup: vg0, csi.storage.k8s.io/fstype: ntfs", "")?;
     class(cluster, "bad-options", "volumeGroup: vg0", "mountOptions: [suid]")?;
     class(cluster, "bad-binding", "volumeGroup: vg0", "volumeBindingMode: Immediate")?;
@@ -30,7 +30,7 @@ fn claims(cluster: &Cluster) -> Result<()> {
         ("small", "xfs", "100Mi", "", &["300 MiB"]),
         ("parameter", "bad-parameter", "1Gi", "", &["stripes"]),
         ("group", "bad-group", "1Gi", "", &["--help"]),
-        ("none", "bad-none", "1Gi", "", &["volumeGroup"]),
+        ("both", "bad-both", "1Gi", "", &["both a volumeGroup and a deviceClass"]),
         ("fs", "bad-fs", "1Gi", "", &["ntfs", "xfs"]),
         ("options", "bad-options", "1Gi", "", &["suid", "noatime"]),
     ];

@@ -10,6 +10,7 @@ mod crash;
 mod gc;
 mod growth;
 mod hosts;
+mod layouts;
 mod logs;
 mod metrics;
 mod unmounts;
@@ -27,6 +28,7 @@ fn main() {
     tests.extend(claims::TESTS);
     tests.extend(growth::TESTS);
     tests.extend(capacity::TESTS);
+    tests.extend(layouts::TESTS);
     tests.extend(bad_input::TESTS);
     tests.extend(logs::TESTS);
     tests.extend(metrics::TESTS);
@@ -40,7 +42,7 @@ fn main() {
 }
 
 fn start() -> Result<Cluster> {
-    let cluster = Cluster::start(ClusterOptions::default())?;
+    let cluster = Cluster::start(ClusterOptions { spare_disks_gib: vec![1; 4], ..ClusterOptions::default() })?;
     for name in cluster.node_names() {
         cluster.node(&name)?.write_file("/etc/lvprov/node.json", format!(r#"{{"commandLog":"{COMMANDS}"}}"#))?;
     }

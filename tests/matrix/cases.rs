@@ -30,6 +30,8 @@ pub enum Happening {
 pub struct Case {
     pub operation: Operation,
     pub source: Source,
+    /// Whether it is about a volume of two copies.
+    pub mirrored: bool,
     pub point: &'static str,
     pub happening: Happening,
     /// Whether it runs with every test.
@@ -38,7 +40,8 @@ pub struct Case {
 
 impl Case {
     pub fn name(&self) -> String {
-        format!("{:?} {:?} {} {:?}", self.operation, self.source, self.point, self.happening).to_lowercase()
+        let kind = if self.mirrored { "raid1 " } else { "" };
+        format!("{:?} {:?} {kind}{} {:?}", self.operation, self.source, self.point, self.happening).to_lowercase()
     }
 }
 
@@ -92,12 +95,25 @@ const POINTS: [(Operation, Source, &[&str]); 10] = [
     ),
 ];
 
+/// Those that differ where LVM makes one volume of several. `…-during`: the power goes while LVM is at it.
+const MIRRORED: [(Operation, Source, &[&str]); 3] = [
+    (
+        Operation::Create,
+        Source::Csi,
+        &["lvcreate-before", "lvcreate-during", "lvcreate-after", "mark-after", "create-after"],
+    ),
+    (Operation::Grow, Source::Csi, &["lvextend-before", "lvextend-during", "lvextend-after", "growfs-before"]),
+    (Operation::Delete, Source::Csi, &["lvremove-before", "lvremove-during", "lvremove-after"]),
+];
+
 /// Each operation, and each process that takes part in it, at least once.
-const ALWAYS: [&str; 10] = [
+const ALWAYS: [&str; 12] = [
     "create flexvolume lvcreate-after end",
     "create flexvolume create-after end",
     "create flexvolume mark-after cut",
     "abandon flexvolume create-after end",
+    "create csi raid1 lvcreate-during cut",
+    "grow csi raid1 lvextend-during cut",
     "delete flexvolume lvremove-after end",
     "delete flexvolume pv-delete-after end",
     "mount flexvolume mkfs-after end",
@@ -109,10 +125,15 @@ const ALWAYS: [&str; 10] = [
 /// The whole matrix.
 pub fn all() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (operation, source, points) in POINTS {
+    let plain = POINTS.into_iter().map(|points| (points, false));
+    let mirrored = MIRRORED.into_iter().map(|points| (points, true));
+    for ((operation, source, points), mirrored) in plain.chain(mirrored) {
         for point in points {
             for happening in [Happening::End, Happening::Cut] {
-                let case = Case { operation, source, point, happening, always: false };
+                if point.ends_with("-during") && happening == Happening::End {
+                    continue;
+                }
+                let case = Case { operation, source, mirrored, point, happening, always: false };
                 cases.push(Case { always: ALWAYS.contains(&case.name().as_str()), ..case });
             }
         }

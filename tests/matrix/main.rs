@@ -41,11 +41,12 @@ fn start() -> Result<Cluster> {
         name: format!("matrix-{}", std::process::id()),
         nodes: 1,
         profile: Profile::Faults,
+        spare_disks_gib: vec![2, 2],
         ..ClusterOptions::default()
     };
     let cluster = Cluster::start(options)?;
     // A controller that may write there: the node service and the driver see the node's own files.
-    cluster.node(NODE)?.sh(&format!("mkdir -m 0777 {FAULTS}"))?;
+    cluster.node(NODE)?.sh(&format!("mkdir -m 0777 {FAULTS}; vgcreate -qq -y vg1 /dev/ubdc /dev/ubdd"))?;
     cluster.install_lvprov()?;
     let patch = format!(
         r#"{{"spec":{{"strategy":{{"type":"Recreate","rollingUpdate":null}},"template":{{"spec":{{
@@ -56,6 +57,7 @@ fn start() -> Result<Cluster> {
     cluster.kubectl(["-n", "lvprov-system", "rollout", "status", "deployment/lvprov-controller", "--timeout=240s"])?;
     class(&cluster, "flexvolume", "volumeGroup: vg0", "")?;
     class(&cluster, "csi", "volumeGroup: vg0, source: csi", "")?;
+    class(&cluster, "raid1", "volumeGroup: vg1, source: csi, layout: raid1", "")?;
     Ok(cluster)
 }
 
@@ -138,7 +140,7 @@ impl<'a> Run<'a> {
     }
 
     fn claim(&self) -> Result<()> {
-        let class = self.case.source.pick("flexvolume", "csi");
+        let class = if self.case.mirrored { "raid1" } else { self.case.source.pick("flexvolume", "csi") };
         self.space.claim("c", class, SMALL, "")?;
         self.space.kubectl(&["annotate", "pvc", "c", &format!("volume.kubernetes.io/selected-node={NODE}")])?;
         Ok(())
@@ -222,6 +224,11 @@ impl<'a> Run<'a> {
 
     fn finish(&self) -> Result<()> {
         match self.case.operation {
+            Operation::Create if self.case.mirrored => {
+                // It is blank, and known to be.
+                self.pod()?;
+                self.space.ready("p")
+            }
             Operation::Create => self.space.volume_of("c").map(drop),
             Operation::Delete | Operation::Abandon => self.gone(),
             Operation::Mount | Operation::Log => {
@@ -253,6 +260,8 @@ impl<'a> Run<'a> {
     fn gone(&self) -> Result<()> {
         let tag = format!("claim={}/", self.namespace());
         eventually("the volume is removed", || Ok(volumes_on(self.cluster, NODE, &tag)?.is_empty()))?;
+        let parts = self.cluster.node(NODE)?.run(["lvs", "-a", "--noheadings", "vg1"])?;
+        ensure!(parts.trim().is_empty(), "parts of the volume are left: {parts}");
         eventually("its PersistentVolume is gone", || Ok(self.volumes()?.is_empty()))
     }
 

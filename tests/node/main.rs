@@ -5,6 +5,7 @@ mod counts;
 mod data;
 mod filesystems;
 mod hosts;
+mod layouts;
 mod limits;
 mod log_options;
 mod logs;
@@ -31,6 +32,7 @@ fn main() {
     tests.extend(data::TESTS);
     tests.extend(filesystems::TESTS);
     tests.extend(hosts::TESTS);
+    tests.extend(layouts::TESTS);
     tests.extend(limits::TESTS);
     tests.extend(log_options::TESTS);
     tests.extend(logs::TESTS);
@@ -44,7 +46,8 @@ fn main() {
     tests.extend(trouble::TESTS);
     lvprov_tests::run(&tests, || {
         // Sparse: the tests leave their volumes behind.
-        let node = Node::boot_with(NodeOptions { disks_gib: vec![100], ..NodeOptions::default() })?;
+        let options = NodeOptions { disks_gib: vec![100], spare_disks_gib: vec![1; 4], ..NodeOptions::default() };
+        let node = Node::boot_with(options)?;
         configure(&node, "")?;
         Ok(node)
     })

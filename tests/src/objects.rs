@@ -227,7 +227,7 @@ pub fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
 
 /// Names of the logical volumes on a node whose tags hold `tag`.
 pub fn volumes_on(cluster: &Cluster, node: &str, tag: &str) -> Result<Vec<String>> {
-    let out = cluster.node(node)?.run(["lvs", "--noheadings", "-o", "lv_name,lv_tags", "vg0"])?;
+    let out = cluster.node(node)?.run(["lvs", "--noheadings", "-o", "lv_name,lv_tags"])?;
     Ok(out
         .lines()
         .filter(|line| line.contains(tag))
@@ -237,8 +237,9 @@ pub fn volumes_on(cluster: &Cluster, node: &str, tag: &str) -> Result<Vec<String
 
 /// Size of a logical volume in bytes.
 pub fn volume_size(cluster: &Cluster, node: &str, name: &str) -> Result<u64> {
-    let lv = format!("vg0/{name}");
-    let out = cluster.node(node)?.run(["lvs", "--noheadings", "--units", "b", "--nosuffix", "-o", "lv_size", &lv])?;
+    let select = format!("lv_name={name}");
+    let shown = ["lvs", "--noheadings", "--units", "b", "--nosuffix", "-o", "lv_size", "--select", &select];
+    let out = cluster.node(node)?.run(shown)?;
     Ok(out.trim().parse()?)
 }
 

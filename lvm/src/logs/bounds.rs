@@ -61,6 +61,7 @@ impl Lvm {
 mod tests {
     use super::*;
     use crate::config::{LogLimits, NodeConfig};
+    use crate::layout::Layout;
     use crate::names::LvName;
 
     const GIB: u64 = 1 << 30;
@@ -82,6 +83,8 @@ mod tests {
             active: true,
             open: true,
             new: false,
+            layout: Layout::Linear,
+            half_made: false,
             owner,
         }
     }

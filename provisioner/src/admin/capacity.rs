@@ -61,6 +61,10 @@ struct GroupReport {
     size_bytes: u64,
     free_bytes: u64,
     extent_bytes: u64,
+    disk_free_bytes: Vec<u64>,
+    layouts: Vec<String>,
+    device_classes: Vec<String>,
+    default_device_class: bool,
 }
 
 impl Report {
@@ -76,6 +80,10 @@ impl Report {
                         size_bytes: group.size_bytes,
                         free_bytes: group.free_bytes,
                         extent_bytes: group.extent_bytes,
+                        disk_free_bytes: group.disk_free_bytes,
+                        layouts: group.layouts,
+                        device_classes: group.device_classes,
+                        default_device_class: group.default_device_class,
                     })
                     .collect(),
             }
@@ -102,10 +110,11 @@ impl super::report::Report for Report {
                     human(group.size_bytes),
                     human(group.free_bytes),
                     used(group.size_bytes, group.free_bytes),
+                    classes(group),
                 ]);
             }
         }
-        let mut text = table::render(&["NODE", "VOLUME GROUP", "SIZE", "FREE", "USED"], &rows);
+        let mut text = table::render(&["NODE", "VOLUME GROUP", "SIZE", "FREE", "USED", "DEVICE CLASSES"], &rows);
         for node in &self.nodes {
             match node.node.unanswered() {
                 Some(line) => text.push_str(&line),
@@ -127,6 +136,16 @@ fn used(size: u64, free: u64) -> String {
     }
 }
 
+/// What the node calls a group, and whether it is its default.
+fn classes(group: &GroupReport) -> String {
+    let names = group.device_classes.join(", ");
+    match (names.is_empty(), group.default_device_class) {
+        (true, _) => "-".to_owned(),
+        (false, true) => format!("{names} (default)"),
+        (false, false) => names,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::fleet::FleetNode;
@@ -141,6 +160,10 @@ mod tests {
             size_bytes: size << 30,
             free_bytes: free << 30,
             extent_bytes: 4 << 20,
+            disk_free_bytes: vec![free << 30],
+            layouts: vec!["linear".into()],
+            device_classes: if name == "hdd" { vec!["bulk".into(), "cheap".into()] } else { Vec::new() },
+            default_device_class: name == "hdd",
         };
         let report = |node: &str, volume_groups| CapacityReport {
             node: node.into(),
@@ -155,9 +178,9 @@ mod tests {
         .text();
         assert_eq!(
             text,
-            "NODE  VOLUME GROUP  SIZE     FREE    USED\n\
-             a     hdd           100 GiB  50 GiB  50%\n\
-             a     vg0           20 GiB   5 GiB   75%\n\
+            "NODE  VOLUME GROUP  SIZE     FREE    USED  DEVICE CLASSES\n\
+             a     hdd           100 GiB  50 GiB  50%   bulk, cheap (default)\n\
+             a     vg0           20 GiB   5 GiB   75%   -\n\
              node b did not answer: connection refused\n\
              node c has no volume group\n\
              total: 120 GiB, 55 GiB free, on 3 nodes\n"

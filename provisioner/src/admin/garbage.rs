@@ -265,6 +265,7 @@ mod tests {
             claim_name: "data-db-0".into(),
             cluster: "cluster".into(),
             open: false,
+            layout: "linear".into(),
         };
         change(&mut volume);
         Item::DataVolume(volume)

@@ -145,6 +145,7 @@ mod tests {
                 claim_namespace: "shop".into(),
                 claim_name: "data-db-0".into(),
                 open: true,
+                layout: "linear".into(),
                 ..DataVolume::default()
             }),
             Item::LogVolume(LogVolume {

@@ -40,9 +40,9 @@ pub struct Published {
     pub class: String,
     /// Value of the node's topology label.
     pub topology: String,
-    /// What the volume group has free.
+    /// What volumes of the class can have together there.
     pub free: u64,
-    /// The largest volume that fits: whole extents.
+    /// The largest volume that fits: whole extents and stripes.
     pub largest: u64,
 }
 
@@ -86,12 +86,14 @@ pub fn wanted(classes: &[Arc<StorageClass>], nodes: &[View], patience: Duration)
                     }
                 }
                 State::Up(_) => {
-                    if let Some(group) = node.group(template.volume_group.as_str()) {
+                    if let Some(group) =
+                        node.chosen(&template.volume_group).filter(|group| group.serves(template.layout))
+                    {
                         let published = Published {
                             class: class.name_any(),
                             topology: node.topology.clone(),
-                            free: group.free,
-                            largest: group.free - group.free % group.extent.max(1),
+                            free: group.total(template.layout),
+                            largest: group.largest(template.layout),
                         };
                         wanted.publish.insert(name, published);
                     }
@@ -318,7 +320,7 @@ mod tests {
     }
 
     fn up(name: &str, group: &str, free: u64) -> View {
-        let group = Group { name: group.into(), size: 1 << 40, free, extent: 4 << 20 };
+        let group = Group::of(group, 1 << 40, free, 4 << 20);
         node(name, State::Up(vec![group]))
     }
 

@@ -37,6 +37,9 @@ pub const FIELD_MANAGER: &str = "lvprov-controller";
 /// whenever it starts.
 pub const GROWTH_ENDED: &str = "lvprov.io/growth-ended";
 
+/// On a PV of ours: how its volume lies on the disks, where it is not linear.
+pub const LAYOUT: &str = "lvprov.io/layout";
+
 /// Key of the sizes in claims and PVs.
 pub const STORAGE: &str = "storage";
 

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use lvm::size::{human, round_up};
+use lvm::size::human;
 
 use super::nodes::{State, View};
-use super::validate::Request;
+use super::validate::{GroupChoice, Request};
 
 /// How many nodes a text names at most.
 const NAMED: usize = 5;
@@ -28,10 +28,10 @@ pub enum Fit {
 /// are not cordoned. A node that does not answer counts as unknown for the time
 /// of `patience`, and not at all after that.
 pub fn fit(request: &Request, class: &str, nodes: &[View], patience: Duration) -> Fit {
-    let group = request.volume_group.as_str();
+    let group = &request.volume_group;
     if nodes.is_empty() {
         return Fit::Nowhere(format!(
-            "no node has an lvprov node service yet, so nothing can be made in volume group {group}. \
+            "no node has an lvprov node service yet, so nothing can be made in {group}. \
              Look at the pods of DaemonSet lvprov-node"
         ));
     }
@@ -43,11 +43,12 @@ pub fn fit(request: &Request, class: &str, nodes: &[View], patience: Duration) -
             request.topologies
         ));
     }
-    let (mut short, mut silent, mut cordoned) = (Vec::new(), Vec::new(), Vec::new());
+    let layout = request.layout;
+    let (mut short, mut silent, mut cordoned, mut unable) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut unknown = None;
     for node in allowed {
         match &node.state {
-            State::Up(_) if node.group(group).is_none() => {}
+            State::Up(_) if node.chosen(group).is_none() => {}
             _ if node.cordoned => cordoned.push(node.name.as_str()),
             State::Connecting => unknown = unknown.or(Some(None)),
             State::Down { since, .. } => match patience.saturating_sub(since.elapsed()) {
@@ -55,13 +56,18 @@ pub fn fit(request: &Request, class: &str, nodes: &[View], patience: Duration) -
                 left => unknown = Some(Some(left)),
             },
             State::Up(_) => {
-                let Some(found) = node.group(group) else {
+                let Some(found) = node.chosen(group) else {
                     continue;
                 };
-                let needed = round_up(request.bytes, found.extent.max(1)).unwrap_or(u64::MAX);
-                match needed.checked_sub(found.free) {
+                if !found.serves(layout) {
+                    unable.push(node.name.as_str());
+                    continue;
+                }
+                let needed = layout.whole(request.bytes, found.extent).unwrap_or(u64::MAX);
+                let free = found.largest(layout);
+                match needed.checked_sub(free) {
                     None | Some(0) => return Fit::Somewhere,
-                    Some(missing) => short.push((missing, found.free, node.name.as_str())),
+                    Some(missing) => short.push((missing, free, node.name.as_str())),
                 }
             }
         }
@@ -69,19 +75,28 @@ pub fn fit(request: &Request, class: &str, nodes: &[View], patience: Duration) -
     if let Some(again) = unknown {
         return Fit::Unknown(again);
     }
-    let not_counted: String = [("they do not answer", silent), ("they are cordoned", cordoned)]
-        .into_iter()
-        .filter(|(_, names)| !names.is_empty())
-        .map(|(why, names)| format!(" Not counted, since {why}: {}.", listed(names.iter().copied())))
-        .collect();
+    let no_kernel = format!("their kernels have no module for layout {}", layout.kind());
+    let not_counted: String =
+        [("they do not answer", silent), ("they are cordoned", cordoned), (no_kernel.as_str(), unable)]
+            .into_iter()
+            .filter(|(_, names)| !names.is_empty())
+            .map(|(why, names)| format!(" Not counted, since {why}: {}.", listed(names.iter().copied())))
+            .collect();
     let allowed = match request.topologies.allow(&BTreeMap::new()) {
         true => String::new(),
         false => format!(" of those that StorageClass {class} allows"),
     };
     if short.is_empty() {
         return Fit::Nowhere(format!(
-            "no node{allowed} has volume group {group}.{not_counted} Make it on a node (vgcreate), or use a \
-             StorageClass with a volumeGroup that `lvprov capacity` shows"
+            "no node{allowed} has {group}.{not_counted} {}, or use a StorageClass with {} that `lvprov capacity` shows",
+            match group {
+                GroupChoice::Group(_) => "Make it on a node (vgcreate)",
+                GroupChoice::Class(_) => "Name a node's volume group so (deviceClasses in /etc/lvprov/node.json)",
+            },
+            match group {
+                GroupChoice::Group(_) => "a volumeGroup",
+                GroupChoice::Class(_) => "a deviceClass",
+            }
         ));
     }
     // The nearest miss first: that is where to add a disk.
@@ -92,9 +107,13 @@ pub fn fit(request: &Request, class: &str, nodes: &[View], patience: Duration) -
             .map(|(missing, free, name)| format!("{name} has {} free, {} missing", human(*free), human(*missing))),
     );
     Fit::Nowhere(format!(
-        "{} in volume group {group} fit on no node{allowed}: {nodes}.{not_counted} Ask for less, delete volumes, or \
+        "{} in {group}{how} fit on no node{allowed}: {nodes}.{not_counted} Ask for less, delete volumes, or \
          add a disk to the volume group (vgextend)",
-        human(request.bytes)
+        human(request.bytes),
+        how = match layout.is_linear() {
+            true => String::new(),
+            false => format!(" as {} ({} disks each)", layout.kind(), layout.legs()),
+        }
     ))
 }
 
@@ -114,6 +133,7 @@ mod tests {
     use super::super::validate::Source;
     use super::*;
     use lvm::filesystem::FsType;
+    use lvm::layout::Layout;
     use lvm::names::VgName;
     use serde_json::json;
     use std::sync::Arc;
@@ -133,7 +153,8 @@ mod tests {
     fn request(bytes: u64) -> Request {
         Request {
             source: Source::default(),
-            volume_group: VgName::parse("vg0").unwrap(),
+            volume_group: GroupChoice::Group(VgName::parse("vg0").unwrap()),
+            layout: Layout::Linear,
             fs_type: FsType::Xfs,
             mount_options: String::new(),
             mkfs_options: String::new(),
@@ -148,7 +169,7 @@ mod tests {
     }
 
     fn up(name: &str, group: &str, free: u64) -> View {
-        node(name, State::Up(vec![Group { name: group.into(), size: 100 * GIB, free, extent: 4 << 20 }]))
+        node(name, State::Up(vec![Group::of(group, 100 * GIB, free, 4 << 20)]))
     }
 
     fn down(name: &str, ago: u64) -> View {
@@ -167,6 +188,47 @@ mod tests {
         let nodes = [up("a", "vg0", 2 * GIB)];
         let text = nowhere(&request(2 * GIB + 1), &nodes);
         assert!(text.contains("a has 2 GiB free, 4 MiB missing"), "{text}");
+    }
+
+    #[test]
+    fn a_mirror_needs_its_room_on_two_disks_and_a_kernel_that_can() {
+        let raid1 = |bytes| Request { layout: Layout::Raid1 { mirrors: 1 }, ..request(bytes) };
+        let disks = |name: &str, disks: &[u64]| {
+            let group = Group { disks: disks.to_vec(), ..Group::of("vg0", 100 * GIB, disks.iter().sum(), 4 << 20) };
+            node(name, State::Up(vec![group]))
+        };
+        let nodes = [disks("a", &[9 * GIB, GIB]), disks("b", &[20 * GIB])];
+        assert_eq!(fit(&raid1(GIB - (4 << 20)), "fast", &nodes, PATIENCE), Fit::Somewhere);
+        let text = nowhere(&raid1(GIB), &nodes);
+        assert!(text.contains("1 GiB in volume group vg0 as raid1 (2 disks each) fit on no node"), "{text}");
+        assert!(text.contains("a has 1020 MiB free, 4 MiB missing; b has 0 B free, 1 GiB missing."), "{text}");
+        let mut old = disks("c", &[9 * GIB, 9 * GIB]);
+        if let State::Up(groups) = &mut old.state {
+            groups[0].layouts.clear();
+        }
+        assert_eq!(fit(&request(GIB), "fast", std::slice::from_ref(&old), PATIENCE), Fit::Somewhere);
+        let text = nowhere(&raid1(GIB), &[nodes[0].clone(), old]);
+        assert!(text.contains("Not counted, since their kernels have no module for layout raid1: c."), "{text}");
+    }
+
+    #[test]
+    fn a_device_class_is_another_group_on_each_node() {
+        let class = |name: Option<&str>| GroupChoice::Class(name.map(|name| name.parse().unwrap()));
+        let request = |class| Request { volume_group: class, ..request(2 * GIB) };
+        let named = |node_name: &str, group: &str, free: u64, default: bool| {
+            let group = Group {
+                device_classes: vec!["fast".into()],
+                is_default: default,
+                ..Group::of(group, 9 * GIB, free, 4 << 20)
+            };
+            node(node_name, State::Up(vec![Group::of("vg0", 9 * GIB, 9 * GIB, 4 << 20), group]))
+        };
+        let nodes = [named("a", "nvme", GIB, true), named("b", "ssd", 3 * GIB, false)];
+        assert_eq!(fit(&request(class(Some("fast"))), "c", &nodes, PATIENCE), Fit::Somewhere);
+        let text = nowhere(&request(class(None)), &nodes);
+        assert!(text.contains("2 GiB in the default device class fit on no node: a has 1 GiB free"), "{text}");
+        let text = nowhere(&request(class(Some("slow"))), &nodes);
+        assert!(text.contains("no node has device class slow.") && text.contains("deviceClasses in"), "{text}");
     }
 
     #[test]

@@ -4,19 +4,21 @@
 //! Pure: nothing here asks anybody.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::ResourceExt;
 
 use lvm::filesystem::{FsType, MkfsOptionError, MkfsOptions, MountOptionError, MountOptions};
-use lvm::names::{NameError, VgName};
+use lvm::layout::{self, Layout, LayoutError};
+use lvm::names::{DeviceClass, NameError, VgName};
 use lvm::size::{QuantityError, human};
 
 use super::names::BETA_STORAGE_CLASS;
 use super::quantity::storage_of;
 use super::topology::Topologies;
-use crate::names::parameters::{FS_TYPE, VOLUME_GROUP};
+use crate::names::parameters::{DEVICE_CLASS, FS_TYPE, VOLUME_GROUP};
 use crate::names::{MKFS_OPTIONS, SOURCE};
 
 /// Through what kubelet mounts the volumes of a class, and so who grows them.
@@ -29,13 +31,52 @@ pub enum Source {
     Csi,
 }
 
+/// Which volume group of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GroupChoice {
+    /// The one of this name.
+    Group(VgName),
+    /// The one that the node's configuration calls so; none: its default.
+    Class(Option<DeviceClass>),
+}
+
+impl GroupChoice {
+    /// What a node is told of it.
+    pub fn to_parameter(&self) -> Option<(&'static str, String)> {
+        match self {
+            Self::Group(name) => Some((VOLUME_GROUP, name.to_string())),
+            Self::Class(class) => class.as_ref().map(|class| (DEVICE_CLASS, class.to_string())),
+        }
+    }
+
+    /// Whether a node can have understood it as this group.
+    pub fn may_be(&self, group: &str) -> bool {
+        match self {
+            Self::Group(name) => name.as_str() == group,
+            Self::Class(_) => VgName::parse(group).is_ok(),
+        }
+    }
+}
+
+impl fmt::Display for GroupChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Group(name) => write!(f, "volume group {name}"),
+            Self::Class(Some(class)) => write!(f, "device class {class}"),
+            Self::Class(None) => f.write_str("the default device class"),
+        }
+    }
+}
+
 /// A claim that can be served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     /// Kind of its PV.
     pub source: Source,
     /// Volume group to carve from.
-    pub volume_group: VgName,
+    pub volume_group: GroupChoice,
+    /// How the volume lies on the group's disks.
+    pub layout: Layout,
     /// File system to make.
     pub fs_type: FsType,
     /// For `mount(8)`, joined by commas; empty when the class has none.
@@ -104,15 +145,22 @@ pub enum Refusal {
     #[error("StorageClass {class}: {source}. Delete the class and make it again with {MKFS_OPTIONS} put right")]
     MkfsOption { class: String, source: MkfsOptionError },
     #[error(
-        "StorageClass {class} has the unknown parameter {parameter:?}. Known are volumeGroup, \
-         csi.storage.k8s.io/fstype, mkfsOptions and source. Delete the class and make it again without it"
+        "StorageClass {class} has the unknown parameter {parameter:?}. Known are volumeGroup, deviceClass, \
+         csi.storage.k8s.io/fstype, mkfsOptions, layout, stripes, stripeSize, mirrors and source. Delete the class and make it again without it"
     )]
     Parameter { class: String, parameter: String },
+    #[error("StorageClass {class}: {source}. Delete the class and make it again with the layout put right")]
+    Layout { class: String, source: LayoutError },
     #[error(
-        "StorageClass {0} does not say which LVM volume group to use. Delete the class and make it \
-         again with parameters: {{volumeGroup: <name>}}"
+        "StorageClass {0} names both a volumeGroup and a deviceClass, and only one of them can count. Delete the \
+         class and make it again with one, or with neither for the default device class of each node"
     )]
-    NoVolumeGroup(String),
+    TwoGroups(String),
+    #[error(
+        "StorageClass {class}: {source}. Delete the class and make it again with a name that deviceClasses in \
+         /etc/lvprov/node.json has on some nodes"
+    )]
+    DeviceClass { class: String, source: NameError },
     #[error(
         "StorageClass {class}: {source}. Delete the class and make it again with the name that \
          `vgs` shows"
@@ -186,6 +234,7 @@ pub fn validate(claim: &PersistentVolumeClaim, class: &StorageClass) -> Result<R
     Ok(Request {
         source: template.source,
         volume_group: template.volume_group,
+        layout: template.layout,
         fs_type: template.fs_type,
         mount_options: template.mount_options,
         mkfs_options: template.mkfs_options,
@@ -201,7 +250,9 @@ pub struct Template {
     /// Kind of the PVs.
     pub source: Source,
     /// Volume group to carve from.
-    pub volume_group: VgName,
+    pub volume_group: GroupChoice,
+    /// How they lie on the group's disks.
+    pub layout: Layout,
     /// File system to make.
     pub fs_type: FsType,
     /// For `mount(8)`, joined by commas.
@@ -226,17 +277,25 @@ impl Template {
         }
         let none = BTreeMap::new();
         let parameters = class.parameters.as_ref().unwrap_or(&none);
-        if let Some(unknown) =
-            parameters.keys().find(|key| !matches!(key.as_str(), VOLUME_GROUP | FS_TYPE | MKFS_OPTIONS | SOURCE))
-        {
+        const LAYOUTS: [&str; 4] = [layout::LAYOUT, layout::STRIPES, layout::STRIPE_SIZE, layout::MIRRORS];
+        let known = |key: &str| {
+            matches!(key, VOLUME_GROUP | DEVICE_CLASS | FS_TYPE | MKFS_OPTIONS | SOURCE) || LAYOUTS.contains(&key)
+        };
+        if let Some(unknown) = parameters.keys().find(|key| !known(key)) {
             return Err(Refusal::Parameter { class: name, parameter: unknown.chars().take(80).collect() });
         }
-        let volume_group = match parameters.get(VOLUME_GROUP).map(String::as_str) {
-            None | Some("") => return Err(Refusal::NoVolumeGroup(name)),
-            Some(group) => {
-                VgName::parse(group).map_err(|source| Refusal::VolumeGroup { class: name.clone(), source })?
+        let volume_group = match (parameters.get(VOLUME_GROUP), parameters.get(DEVICE_CLASS)) {
+            (Some(_), Some(_)) => return Err(Refusal::TwoGroups(name)),
+            (Some(group), None) => VgName::parse(group)
+                .map(GroupChoice::Group)
+                .map_err(|source| Refusal::VolumeGroup { class: name.clone(), source })?,
+            (None, class) => {
+                let class = class.map(|class| DeviceClass::parse(class)).transpose();
+                GroupChoice::Class(class.map_err(|source| Refusal::DeviceClass { class: name.clone(), source })?)
             }
         };
+        let layout = Layout::parse(|key| parameters.get(key).map(String::as_str))
+            .map_err(|source| Refusal::Layout { class: name.clone(), source })?;
         let fs_type = match parameters.get(FS_TYPE).map(String::as_str) {
             None | Some("") => FsType::default(),
             Some(wanted) => wanted
@@ -257,7 +316,15 @@ impl Template {
         // Only the options themselves go on, into PVs: no white space around them.
         let options: Vec<&str> = MountOptions::words(&mount_options).collect();
         let mount_options = options.join(",");
-        Ok(Self { source, volume_group, fs_type, mount_options, mkfs_options, topologies: Topologies::of(class) })
+        Ok(Self {
+            source,
+            volume_group,
+            layout,
+            fs_type,
+            mount_options,
+            mkfs_options,
+            topologies: Topologies::of(class),
+        })
     }
 }
 
@@ -336,7 +403,7 @@ mod tests {
             });
             match validate(&claim(|_| ()), &class) {
                 Ok(request) => {
-                    let group = request.volume_group.as_str();
+                    let (_, group) = request.volume_group.to_parameter().unwrap();
                     prop_assert!(group.bytes().all(|b| b.is_ascii_alphanumeric() || b"+_.-".contains(&b)), "{:?}", group);
                     prop_assert!(!group.starts_with(['-', '.']) && group.len() < 128, "{:?}", group);
                     for flag in request.mount_flags() {
@@ -373,7 +440,7 @@ mod tests {
     fn a_plain_claim_is_served() {
         let request = validate(&claim(|_| ()), &class(|_| ())).unwrap();
         assert_eq!(request.source, Source::Flexvolume);
-        assert_eq!(request.volume_group.as_str(), "vg0");
+        assert_eq!(request.volume_group.to_string(), "volume group vg0");
         assert_eq!(request.fs_type, FsType::Ext4);
         assert_eq!(request.bytes, 1 << 30);
         assert_eq!(request.mount_options, "");
@@ -423,6 +490,31 @@ mod tests {
         for other in ["CSI", "csi ", "flexVolume", "local", &"x".repeat(1000)] {
             let text = refused_class(|c| c["parameters"]["source"] = json!(other));
             assert!(text.contains("flexvolume and csi") && text.contains("StorageClass fast"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_layout_is_the_classs_choice_and_must_make_sense() {
+        let with = |more: Value| {
+            let parameters = json!({"volumeGroup": "vg0"}).as_object().unwrap().clone();
+            let parameters: serde_json::Map<_, _> =
+                parameters.into_iter().chain(more.as_object().unwrap().clone()).collect();
+            move |c: &mut Value| c["parameters"] = parameters.into()
+        };
+        let layout = |more| validate(&claim(|_| ()), &class(with(more))).unwrap().layout;
+        assert_eq!(layout(json!({})), Layout::Linear);
+        assert_eq!(layout(json!({"layout": "raid1"})), Layout::Raid1 { mirrors: 1 });
+        let striped = Layout::Striped { stripes: 4, stripe_size: 128 << 10 };
+        assert_eq!(layout(json!({"layout": "striped", "stripes": "4", "stripeSize": "128Ki"})), striped);
+        for (more, word) in [
+            (json!({"layout": "raid6"}), "linear, striped, raid1"),
+            (json!({"layout": "raid1", "stripes": "2"}), "stripes does not go with layout raid1"),
+            (json!({"mirrors": "1"}), "mirrors does not go with layout linear"),
+            (json!({"layout": "raid1", "mirrors": "many"}), "from 1 to 9"),
+            (json!({"layout": "striped", "stripeSize": "3Ki"}), "power of two"),
+        ] {
+            let text = refused_class(with(more));
+            assert!(text.contains(word) && text.contains("StorageClass fast"), "{text}");
         }
     }
 
@@ -513,9 +605,26 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_group_is_needed_and_must_be_a_name() {
-        assert!(refused_class(|c| c["parameters"] = json!({})).contains("volumeGroup"));
-        assert!(refused_class(|c| c["parameters"]["volumeGroup"] = json!("")).contains("volumeGroup"));
+    fn a_group_goes_by_its_name_or_by_what_nodes_call_it() {
+        let choice = |parameters: Value| {
+            validate(&claim(|_| ()), &class(|c| c["parameters"] = parameters)).unwrap().volume_group
+        };
+        assert_eq!(choice(json!({})), GroupChoice::Class(None));
+        let fast = GroupChoice::Class(Some("fast".parse().unwrap()));
+        assert_eq!(choice(json!({"deviceClass": "fast"})), fast);
+        assert_eq!((fast.to_parameter(), fast.may_be("nvme0")), (Some(("deviceClass", "fast".to_owned())), true));
+        assert!(!choice(json!({"volumeGroup": "vg0"})).may_be("nvme0") && !fast.may_be(""));
+        let both = refused_class(|c| c["parameters"]["deviceClass"] = json!("fast"));
+        assert!(both.contains("both a volumeGroup and a deviceClass"), "{both}");
+        for bad in ["", "Fast", "-y", "../x", &"f".repeat(64)] {
+            let text = refused_class(|c| c["parameters"] = json!({"deviceClass": bad}));
+            assert!(text.contains("StorageClass fast: device class"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_volume_group_must_be_a_name() {
+        assert!(refused_class(|c| c["parameters"]["volumeGroup"] = json!("")).contains("volume group"));
         for bad in ["../vg0", "vg 0", "-vg0", ".", &"v".repeat(128)] {
             let text = refused_class(|c| c["parameters"]["volumeGroup"] = json!(bad));
             assert!(text.contains("StorageClass fast") && text.contains("vgs"), "{text}");

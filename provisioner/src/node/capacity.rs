@@ -16,6 +16,8 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures::{Stream, stream};
+use lvm::config::DeviceClasses;
+use lvm::layout::Layout;
 use lvm::names::VgName;
 use lvm::report::{ReportError, VolumeGroup};
 use lvprov_proto::lvprov as wire;
@@ -50,6 +52,7 @@ struct Known {
 struct Entry {
     vg: VgName,
     size: u64,
+    layout: Layout,
     /// It is there: the next report that LVM is asked for shows it.
     kept: bool,
 }
@@ -63,9 +66,14 @@ impl Known {
         }
         let available = |group: &VolumeGroup| {
             let mut group = group.clone();
-            let promised = self.promises.values().filter(|entry| entry.vg == group.name);
-            let extents = |size: u64| size.next_multiple_of(group.extent_size.max(1));
-            group.free = promised.fold(group.free, |free, entry| free.saturating_sub(extents(entry.size)));
+            let mut free = group.free_of_disks();
+            for entry in self.promises.values().filter(|entry| entry.vg == group.name) {
+                entry.layout.take(entry.size, &mut free, group.extent_size);
+            }
+            for (disk, left) in group.disks.iter_mut().zip(free) {
+                disk.free = left;
+            }
+            group.free = group.disks.iter().fold(0, |sum, disk| sum.saturating_add(disk.free));
             group
         };
         Some(groups.iter().map(available).collect())
@@ -107,11 +115,17 @@ impl Drop for Promise {
 #[derive(Debug, Clone)]
 pub struct Capacity {
     node: Arc<str>,
+    classes: Arc<DeviceClasses>,
     known: watch::Receiver<Known>,
     ledger: Weak<watch::Sender<Known>>,
 }
 
 impl Capacity {
+    /// With the names that the node's configuration has for the groups.
+    pub fn with_classes(self, classes: &DeviceClasses) -> Self {
+        Self { classes: Arc::new(classes.clone()), ..self }
+    }
+
     /// The latest report of LVM. None: it has not answered yet.
     pub fn latest(&self) -> Option<Groups> {
         self.known.borrow().groups.clone()
@@ -128,13 +142,13 @@ impl Capacity {
     }
 
     /// Enters a volume of `size` bytes that is about to be made.
-    pub fn promise(&self, vg: &VgName, size: u64) -> Promise {
+    pub fn promise(&self, vg: &VgName, size: u64, layout: Layout) -> Promise {
         let mut number = 0;
         if let Some(known) = self.ledger.upgrade() {
             known.send_modify(|known| {
                 number = known.next;
                 known.next += 1;
-                known.promises.insert(number, Entry { vg: vg.clone(), size, kept: false });
+                known.promises.insert(number, Entry { vg: vg.clone(), size, layout, kept: false });
             });
         }
         Promise { ledger: self.ledger.clone(), number }
@@ -158,7 +172,7 @@ impl Capacity {
                 }
                 let available = capacity.known.borrow_and_update().available();
                 let Some(groups) = available else { continue };
-                let report = to_wire(&capacity.node, &groups, &failing);
+                let report = to_wire(&capacity.node, &groups, &capacity.classes, &failing);
                 if last.as_ref() != Some(&report) {
                     return Some((report.clone(), (capacity, failing, Some(report))));
                 }
@@ -167,7 +181,13 @@ impl Capacity {
     }
 }
 
-fn to_wire(node: &str, groups: &[VolumeGroup], failing: &Failing) -> wire::CapacityReport {
+fn to_wire(node: &str, groups: &[VolumeGroup], classes: &DeviceClasses, failing: &Failing) -> wire::CapacityReport {
+    let layouts: Vec<String> = Layout::kinds_here().into_iter().map(str::to_owned).collect();
+    let disks = |group: &VolumeGroup| {
+        let mut free = group.free_of_disks();
+        free.sort_unstable_by(|a, b| b.cmp(a));
+        free
+    };
     wire::CapacityReport {
         node: node.to_owned(),
         volume_groups: groups
@@ -177,6 +197,10 @@ fn to_wire(node: &str, groups: &[VolumeGroup], failing: &Failing) -> wire::Capac
                 size_bytes: group.size,
                 free_bytes: group.free,
                 extent_bytes: group.extent_size,
+                disk_free_bytes: disks(group),
+                layouts: layouts.clone(),
+                device_classes: classes.of(&group.name).map(ToString::to_string).collect(),
+                default_device_class: classes.group(None) == Some(&group.name),
             })
             .collect(),
         failing_unmounts: failing.latest().to_vec(),
@@ -199,7 +223,8 @@ where
     /// operations are under way: a burst of them is reported at its end.
     pub fn new(node: &str, operations: watch::Receiver<usize>, report: F) -> (Self, Capacity) {
         let known = Arc::new(watch::Sender::new(Known::default()));
-        let capacity = Capacity { node: node.into(), known: known.subscribe(), ledger: Arc::downgrade(&known) };
+        let (classes, ledger) = (Arc::default(), Arc::downgrade(&known));
+        let capacity = Capacity { node: node.into(), classes, known: known.subscribe(), ledger };
         (Self { report, operations, known }, capacity)
     }
 
@@ -284,6 +309,7 @@ mod tests {
 
     use futures::StreamExt;
     use lvm::names::PodUid;
+    use lvm::report::Disk;
     use lvm::trouble::Notes;
     use tokio::time::timeout;
 
@@ -293,7 +319,19 @@ mod tests {
     const GIB: u64 = 1 << 30;
 
     fn group(name: &str, free: u64) -> VolumeGroup {
-        VolumeGroup { name: VgName::parse(name).unwrap(), size: 10 * GIB, free, extent_size: 4 << 20 }
+        of_disks(name, &[free])
+    }
+
+    fn of_disks(name: &str, free: &[u64]) -> VolumeGroup {
+        let disk = |(number, free): (usize, &u64)| Disk { name: format!("/dev/{number}"), free: *free };
+        VolumeGroup {
+            name: VgName::parse(name).unwrap(),
+            size: 10 * GIB,
+            free: free.iter().sum(),
+            extent_size: 4 << 20,
+            disks: free.iter().enumerate().map(disk).collect(),
+            partial: false,
+        }
     }
 
     /// A reporter over temporary directories, whose "LVM" counts its reports.
@@ -431,9 +469,9 @@ mod tests {
         assert_eq!(next(&mut stream).await, GIB);
         let vg = VgName::parse("vg0").unwrap();
         // A burst is one message, in whole extents.
-        let made = bench.capacity.promise(&vg, extent);
-        let failed = bench.capacity.promise(&vg, 1);
-        let huge = bench.capacity.promise(&VgName::parse("vg1").unwrap(), u64::MAX - extent);
+        let made = bench.capacity.promise(&vg, extent, Layout::Linear);
+        let failed = bench.capacity.promise(&vg, 1, Layout::Linear);
+        let huge = bench.capacity.promise(&VgName::parse("vg1").unwrap(), u64::MAX - extent, Layout::Linear);
         let report = timeout(Duration::from_secs(10), stream.next()).await.unwrap().unwrap();
         assert_eq!(report.volume_groups[0].free_bytes, GIB - 2 * extent);
         assert_eq!(report.volume_groups[1].free_bytes, 0);
@@ -451,6 +489,20 @@ mod tests {
         assert!(timeout(QUIET * 4, stream.next()).await.is_err());
     }
 
+    #[tokio::test]
+    async fn a_promised_mirror_takes_of_two_disks() {
+        let bench = Bench::start(|_| vec![of_disks("vg0", &[GIB, 4 * GIB, 2 * GIB])]);
+        let mut stream = Box::pin(bench.capacity.reports(Failing::none()));
+        assert_eq!(next(&mut stream).await, 7 * GIB);
+        let made = bench.capacity.promise(&VgName::parse("vg0").unwrap(), GIB, Layout::Raid1 { mirrors: 1 });
+        let report = timeout(Duration::from_secs(10), stream.next()).await.unwrap().unwrap();
+        let (group, leg) = (&report.volume_groups[0], GIB + (4 << 20));
+        assert_eq!(group.disk_free_bytes, [4 * GIB - leg, GIB, 2 * GIB - leg]);
+        assert_eq!(group.free_bytes, 7 * GIB - 2 * leg);
+        drop(made);
+        assert_eq!(next(&mut stream).await, 7 * GIB);
+    }
+
     /// LVM was asked before the volume was there, so its answer does not show it.
     #[tokio::test(flavor = "multi_thread")]
     async fn a_promise_kept_during_a_report_counts_until_the_next() {
@@ -464,7 +516,7 @@ mod tests {
         let vg = VgName::parse("vg0").unwrap();
         let mut stream = Box::pin(bench.capacity.reports(Failing::none()));
         assert_eq!(next(&mut stream).await, GIB);
-        let promise = bench.capacity.promise(&vg, GIB / 2);
+        let promise = bench.capacity.promise(&vg, GIB / 2, Layout::Linear);
         assert_eq!(next(&mut stream).await, GIB / 2);
         let held = gate.lock().unwrap();
         bench.change("vg0");

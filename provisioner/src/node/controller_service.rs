@@ -7,7 +7,9 @@ use std::time::Instant;
 
 use lvm::Lvm;
 use lvm::identity::Owner;
+use lvm::layout::Layout;
 use lvm::names::{Namespace, VgName};
+use lvm::report::VolumeGroup;
 use lvm::volume::{Created, DeleteError, Deleted};
 use lvprov_proto::csi::controller_server::Controller;
 use lvprov_proto::csi::controller_service_capability::rpc::Type;
@@ -52,7 +54,7 @@ impl ControllerService {
     }
 
     async fn create(&self, request: &csi::CreateVolumeRequest) -> Result<Made, CreateVolumeError> {
-        let mut volume = create_volume::parse(request, &self.node_name)?;
+        let mut volume = create_volume::parse(request, &self.node_name, &self.lvm.config.device_classes)?;
         if !self.served.includes(&volume.vg) {
             return Err(CreateVolumeError::NotServed { vg: volume.vg, served: self.served.to_string() });
         }
@@ -61,7 +63,8 @@ impl ControllerService {
         let id = VolumeId { vg: volume.vg.clone(), lv: volume.name.clone(), claim_uid: volume.owner.claim_uid.clone() };
         let namespace = volume.owner.namespace.clone();
         let operation = self.in_progress.begin(&id.to_string())?;
-        let promise = self.capacity.promise(&id.vg, volume.size);
+        self.not_elsewhere(&id)?;
+        let promise = self.capacity.promise(&id.vg, volume.size, volume.layout);
         let turn = self.in_progress.turn(&id.vg).await;
         let lvm = Arc::clone(&self.lvm);
         // The call may be cancelled now; the work goes on to its end, and until
@@ -78,6 +81,21 @@ impl ControllerService {
         .await
         .map_err(|error| CreateVolumeError::Interrupted(error.to_string()))??;
         Ok(Made { id, namespace, created })
+    }
+
+    /// A claim has one volume, whatever its class says of the group by now. Those
+    /// that are active are seen, and a new one is.
+    fn not_elsewhere(&self, id: &VolumeId) -> Result<(), CreateVolumeError> {
+        let groups = self.capacity.latest();
+        let others = groups.iter().flat_map(|groups| groups.iter()).filter(|group| group.name != id.vg);
+        match others.into_iter().find(|group| lvm::volume::device(&group.name, &id.lv).exists()) {
+            None => Ok(()),
+            Some(group) => Err(CreateVolumeError::OtherGroup {
+                name: id.lv.clone(),
+                found: group.name.clone(),
+                asked: id.vg.clone(),
+            }),
+        }
     }
 
     async fn expand(&self, request: &csi::ControllerExpandVolumeRequest) -> Result<u64, ExpandVolumeError> {
@@ -128,29 +146,35 @@ impl ControllerService {
         }
     }
 
-    /// Free bytes of the group that the parameters name, from the latest
-    /// report: whole extents, in one piece, since our volumes are linear.
-    fn free(&self, request: &csi::GetCapacityRequest) -> Result<u64, Status> {
+    /// What volumes as the parameters describe them can have together in the group that these
+    /// name, and the largest of them at most, from the latest report.
+    fn free(&self, request: &csi::GetCapacityRequest) -> Result<(u64, u64), Status> {
         let elsewhere = request
             .accessible_topology
             .as_ref()
             .and_then(|topology| topology.segments.get(TOPOLOGY_NODE))
             .is_some_and(|node| **node != *self.node_name);
         if elsewhere {
-            return Ok(0);
+            return Ok((0, 0));
         }
+        let layout = Layout::parse(|key| request.parameters.get(key).map(String::as_str));
+        let Some(layout) = layout.ok().filter(|layout| layout.missing_module().is_none()) else {
+            return Ok((0, 0));
+        };
         let fs = request.parameters.get(parameters::FS_TYPE).map(String::as_str);
         let usable =
             request.volume_capabilities.is_empty() && fs.is_none_or(|fs| fs.parse::<lvm::filesystem::FsType>().is_ok());
         if !usable && capability::check(&request.volume_capabilities, fs).is_err() {
-            return Ok(0);
+            return Ok((0, 0));
         }
         let groups = self.capacity.available().ok_or_else(|| Status::unavailable("LVM has not answered yet"))?;
-        let free = match request.parameters.get(parameters::VOLUME_GROUP) {
-            Some(vg) => groups.iter().filter(|group| group.name.as_str() == vg).map(|group| group.free).sum(),
-            None => groups.iter().map(|group| group.free).max().unwrap_or(0),
+        let room = |group: &VolumeGroup| {
+            let free = group.free_of_disks();
+            (layout.total(&free, group.extent_size), layout.largest(&free, group.extent_size))
         };
-        Ok(free)
+        let named = create_volume::group(&request.parameters, &self.lvm.config.device_classes);
+        let group = named.ok().and_then(|named| groups.iter().find(|group| group.name == named));
+        Ok(group.map_or((0, 0), room))
     }
 }
 
@@ -243,10 +267,10 @@ impl Controller for ControllerService {
         &self,
         request: Request<csi::GetCapacityRequest>,
     ) -> Result<Response<csi::GetCapacityResponse>, Status> {
-        let free = self.free(&request.into_inner())?;
+        let (total, largest) = self.free(&request.into_inner())?;
         Ok(Response::new(csi::GetCapacityResponse {
-            available_capacity: signed(free),
-            maximum_volume_size: Some(signed(free)),
+            available_capacity: signed(total),
+            maximum_volume_size: Some(signed(largest)),
             minimum_volume_size: None,
         }))
     }

@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 
 use lvm::command::CommandError;
+use lvm::config::DeviceClasses;
+use lvm::layout::{self, Layout, LayoutError};
 use lvm::lock::LockError;
-use lvm::names::{ClaimName, ClaimUid, ClusterId, LvName, NameError, Namespace, VgName};
+use lvm::names::{ClaimName, ClaimUid, ClusterId, DeviceClass, LvName, NameError, Namespace, VgName};
 use lvm::report::{LogicalVolume, ReportError};
 use lvm::size::human;
 use lvm::{filesystem::FsType, identity::DataOwner};
@@ -37,6 +39,30 @@ pub enum CreateVolumeError {
         /// What is wrong.
         #[source]
         source: NameError,
+    },
+    /// Two answers to one question.
+    #[error("parameters {} and {} cannot be given both", parameters::VOLUME_GROUP, parameters::DEVICE_CLASS)]
+    TwoGroups,
+    /// The node's configuration does not name such a class.
+    #[error("this node has no {asked}; {} names: {present}", lvm::config::CONFIG_PATH)]
+    NoDeviceClass {
+        /// What was asked for.
+        asked: String,
+        /// Those that are there.
+        present: String,
+    },
+    /// A layout that cannot be had.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// The claim's volume is there already, in another group.
+    #[error("logical volume {name} is there already, in volume group {found} and not in {asked}")]
+    OtherGroup {
+        /// The volume.
+        name: LvName,
+        /// Where it is.
+        found: VgName,
+        /// Where it was to be.
+        asked: VgName,
     },
     /// The name is not that of the claim's volume.
     #[error("name {name:?} is not that of the claim's volume, {expected}")]
@@ -107,6 +133,8 @@ impl CreateVolumeError {
             Self::MissingParameter(_)
             | Self::UnknownParameter(_)
             | Self::Parameter { .. }
+            | Self::Layout(_)
+            | Self::TwoGroups
             | Self::Name { .. }
             | Self::NoName
             | Self::Capability(_)
@@ -115,15 +143,21 @@ impl CreateVolumeError {
             // The caller has an old address of its node: with the right one it goes well.
             Self::OtherNode { .. } | Self::Misdirected(_) => Code::Unavailable,
             // Wrong node for this class until an admin changes something: back to the scheduler.
-            Self::NotServed { .. } | Self::Lvm(CreateError::NoVolumeGroup { .. }) => Code::FailedPrecondition,
+            Self::NotServed { .. }
+            | Self::NoDeviceClass { .. }
+            | Self::Lvm(
+                CreateError::NoVolumeGroup { .. } | CreateError::NoModule { .. } | CreateError::Partial { .. },
+            ) => Code::FailedPrecondition,
             // The first call decides; this one learns of it by calling again.
             Self::Busy(_) => Code::Aborted,
             // Another node may have room: back to the scheduler.
-            Self::Lvm(CreateError::Full { .. }) => Code::ResourceExhausted,
+            Self::Lvm(CreateError::Full { .. } | CreateError::NoDisks { .. }) => Code::ResourceExhausted,
             // Somebody else's volume, or a smaller one: calling again does not change it.
-            Self::Lvm(CreateError::Conflict { .. }) => Code::AlreadyExists,
+            Self::Lvm(CreateError::Conflict { .. }) | Self::OtherGroup { .. } => Code::AlreadyExists,
             // "Unsupported capacity_range", also once it is in whole extents.
-            Self::Range(_) | Self::TooSmall { .. } | Self::Lvm(CreateError::Size { .. }) => Code::OutOfRange,
+            Self::Range(_)
+            | Self::TooSmall { .. }
+            | Self::Lvm(CreateError::Size { .. } | CreateError::Stripe { .. }) => Code::OutOfRange,
             // Waited for long enough; the next call may be luckier.
             Self::Lvm(CreateError::Lock(LockError::Busy { .. })) => Code::Unavailable,
             // Nothing is left behind here; another node's LVM may be in better order.
@@ -163,11 +197,15 @@ pub fn failure(
 ///
 /// # Errors
 /// When it is not valid, or not for this node.
-pub fn parse(request: &CreateVolumeRequest, node: &str) -> Result<CreateData, CreateVolumeError> {
+pub fn parse(
+    request: &CreateVolumeRequest,
+    node: &str,
+    classes: &DeviceClasses,
+) -> Result<CreateData, CreateVolumeError> {
     check_place(request.accessibility_requirements.as_ref(), node)?;
     check_keys(&request.parameters)?;
     let value = |key| request.parameters.get(key).ok_or(CreateVolumeError::MissingParameter(key));
-    let vg = checked(parameters::VOLUME_GROUP, value(parameters::VOLUME_GROUP)?, VgName::parse)?;
+    let vg = group(&request.parameters, classes)?;
     let owner = if CLAIMS.iter().any(|key| request.parameters.contains_key(*key)) {
         DataOwner {
             cluster: checked(parameters::CLUSTER, value(parameters::CLUSTER)?, ClusterId::parse)?,
@@ -197,7 +235,24 @@ pub fn parse(request: &CreateVolumeRequest, node: &str) -> Result<CreateData, Cr
     if size < fs.minimum_size() {
         return Err(CreateVolumeError::TooSmall { asked: size, fs });
     }
-    Ok(CreateData { vg, name, size, limit, extent_size: None, owner })
+    let layout = Layout::parse(|key| request.parameters.get(key).map(String::as_str))?;
+    Ok(CreateData { vg, name, size, limit, extent_size: None, layout, owner })
+}
+
+/// The volume group that parameters name, as this node understands them.
+///
+/// # Errors
+/// When they contradict each other, or the node knows no such class.
+pub fn group(given: &HashMap<String, String>, classes: &DeviceClasses) -> Result<VgName, CreateVolumeError> {
+    let class = match (given.get(parameters::VOLUME_GROUP), given.get(parameters::DEVICE_CLASS)) {
+        (Some(_), Some(_)) => return Err(CreateVolumeError::TwoGroups),
+        (Some(group), None) => return checked(parameters::VOLUME_GROUP, group, VgName::parse),
+        (None, class) => class.map(|class| checked(parameters::DEVICE_CLASS, class, DeviceClass::parse)).transpose()?,
+    };
+    classes.group(class.as_ref()).cloned().ok_or_else(|| CreateVolumeError::NoDeviceClass {
+        asked: class.map_or_else(|| "default device class".to_owned(), |class| format!("device class {class}")),
+        present: classes.names(),
+    })
 }
 
 /// Says that a volume is a claim's: all of them, or none.
@@ -252,8 +307,13 @@ fn check_place(requirement: Option<&TopologyRequirement>, node: &str) -> Result<
 }
 
 fn check_keys(given: &HashMap<String, String>) -> Result<(), CreateVolumeError> {
-    const KNOWN: [&str; 7] = [
+    const KNOWN: [&str; 12] = [
         parameters::VOLUME_GROUP,
+        parameters::DEVICE_CLASS,
+        layout::LAYOUT,
+        layout::STRIPES,
+        layout::STRIPE_SIZE,
+        layout::MIRRORS,
         parameters::FS_TYPE,
         parameters::PVC_NAME,
         parameters::PVC_NAMESPACE,
@@ -298,6 +358,10 @@ mod tests {
     use super::super::capability::tests::mount;
     use super::*;
 
+    fn parse(request: &CreateVolumeRequest, node: &str) -> Result<CreateData, CreateVolumeError> {
+        super::parse(request, node, &DeviceClasses::default())
+    }
+
     const UID: &str = "0f0e7f0a-1111-4222-8333-444455556666";
     const GIB: i64 = 1 << 30;
 
@@ -339,6 +403,15 @@ mod tests {
     }
 
     #[test]
+    fn a_node_knows_its_groups_by_class() {
+        let mut by_class = request();
+        by_class.parameters.remove(parameters::VOLUME_GROUP);
+        assert_eq!(parse(&by_class, "n1").unwrap().vg.as_str(), "vg0");
+        by_class.parameters.insert(parameters::DEVICE_CLASS.to_owned(), "default".to_owned());
+        assert_eq!(parse(&by_class, "n1").unwrap().vg.as_str(), "vg0");
+    }
+
+    #[test]
     fn any_requisite_topology_may_name_this_node() {
         let mut wide = request();
         let requirement = wide.accessibility_requirements.as_mut().unwrap();
@@ -374,8 +447,18 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_refused_and_named() {
-        let cases: [(&str, Code, Change); 26] = [
-            ("volumeGroup is missing", Code::InvalidArgument, |r| drop(r.parameters.remove(parameters::VOLUME_GROUP))),
+        let cases: [(&str, Code, Change); 30] = [
+            ("cannot be given both", Code::InvalidArgument, |r| set(r, parameters::DEVICE_CLASS, "default")),
+            ("no device class fast; /etc/lvprov/node.json names: default", Code::FailedPrecondition, |r| {
+                r.parameters.remove(parameters::VOLUME_GROUP);
+                set(r, parameters::DEVICE_CLASS, "fast");
+            }),
+            ("parameter deviceClass", Code::InvalidArgument, |r| {
+                r.parameters.remove(parameters::VOLUME_GROUP);
+                set(r, parameters::DEVICE_CLASS, "Fast");
+            }),
+            ("layout", Code::InvalidArgument, |r| set(r, "layout", "raid5")),
+            ("stripes does not go", Code::InvalidArgument, |r| set(r, "stripes", "2")),
             ("cluster is missing", Code::InvalidArgument, |r| drop(r.parameters.remove(parameters::CLUSTER))),
             ("pvc/name is missing", Code::InvalidArgument, |r| drop(r.parameters.remove(parameters::PVC_NAME))),
             ("pvc/namespace is missing", Code::InvalidArgument, |r| {

@@ -48,9 +48,9 @@ impl ExpandVolumeError {
         match self {
             Self::MissingId | Self::Capability(_) => Code::InvalidArgument,
             Self::NoVolume(_) | Self::Lvm(ExtendError::Missing { .. }) => Code::NotFound,
-            Self::NotServed(_) => Code::FailedPrecondition,
+            Self::NotServed(_) | Self::Lvm(ExtendError::Partial { .. }) => Code::FailedPrecondition,
             Self::Range(_) => Code::OutOfRange,
-            Self::Lvm(ExtendError::Full { .. }) => Code::ResourceExhausted,
+            Self::Lvm(ExtendError::Full { .. } | ExtendError::NoDisks { .. }) => Code::ResourceExhausted,
             Self::Busy(_) => Code::Aborted,
             Self::Misdirected(_) | Self::Interrupted(_) | Self::Lvm(ExtendError::Lock(LockError::Busy { .. })) => {
                 Code::Unavailable

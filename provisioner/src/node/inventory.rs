@@ -152,6 +152,7 @@ fn data_volume(lv: &LogicalVolume) -> Option<wire::DataVolume> {
         claim_name: owner.claim.to_string(),
         cluster: owner.cluster.to_string(),
         open: lv.open,
+        layout: lv.layout.to_string(),
     })
 }
 
@@ -324,7 +325,14 @@ mod tests {
     #[test]
     fn only_a_group_that_lvm_does_not_know_is_gone() {
         let name = |name: &str| VgName::parse(name).unwrap();
-        let groups = [VolumeGroup { name: name("vg0"), size: 8 << 30, free: 0, extent_size: 4 << 20 }];
+        let groups = [VolumeGroup {
+            name: name("vg0"),
+            size: 8 << 30,
+            free: 0,
+            extent_size: 4 << 20,
+            disks: Vec::new(),
+            partial: false,
+        }];
         assert!(!is_gone(&name("vg0"), &groups));
         assert!(is_gone(&name("vg1"), &groups));
     }

@@ -185,6 +185,7 @@ async fn serve(args: Args, lvm: Lvm, files: Arc<TlsDirectory>) -> Result<(), Nod
         let (lvm, served) = (Arc::clone(&lvm), served.clone());
         move || Ok(lvm.volume_groups()?.into_iter().filter(|group| served.includes(&group.name)).collect())
     });
+    let capacity = capacity.with_classes(&lvm.config.device_classes);
     let notes = Notes::default();
     let (troubles, failing) = trouble::Watcher::new(notes.clone());
     let pods = PodsDirectory::new(&args.kubelet_root);

@@ -21,7 +21,8 @@ use lvprov_proto::csi::controller_client::ControllerClient;
 use lvprov_proto::csi::volume_capability::access_mode::Mode;
 use lvprov_proto::csi::volume_capability::{AccessMode, AccessType, MountVolume};
 use lvprov_proto::csi::{
-    CapacityRange, CreateVolumeRequest, DeleteVolumeRequest, Topology, TopologyRequirement, VolumeCapability,
+    CapacityRange, ControllerExpandVolumeRequest, CreateVolumeRequest, DeleteVolumeRequest, GetCapacityRequest,
+    Topology, TopologyRequirement, VolumeCapability,
 };
 use lvprov_proto::lvprov::inventory_item::Item;
 use lvprov_proto::lvprov::node_admin_client::NodeAdminClient;
@@ -59,12 +60,19 @@ enum Call {
         claim: String,
         #[arg(long, default_value = NODE)]
         node: String,
+        /// Further parameters, `key=value`.
+        #[arg(long = "set")]
+        more: Vec<String>,
         /// Gives up on the answer after so long.
         #[arg(long, default_value_t = 60_000)]
         patience_ms: u64,
     },
     /// Makes `count` volumes at once; their claims' UIDs end in 0, 1, 2…
     CreateMany { count: u32, bytes: i64 },
+    /// Grows a volume.
+    Expand { id: String, bytes: i64 },
+    /// What volumes of a class with these parameters, `key=value`, can have.
+    Capacity { parameters: Vec<String> },
     /// Removes a volume.
     Delete { id: String },
     /// Shows capacity: the first message, and further ones.
@@ -112,8 +120,11 @@ async fn call(cli: Cli) -> Result<()> {
     let channel = connect(cli.address.ip(), cli.address.port(), Some(TlsDirectory::open(&cli.tls_dir)?))?;
     let mut controller = ControllerClient::new(channel.clone());
     match cli.call {
-        Call::Create { uid, bytes, vg, fs, claim, node, patience_ms } => {
-            let mut request = tonic::Request::new(create(&uid, bytes, &vg, &fs, &claim, &node));
+        Call::Create { uid, bytes, vg, fs, claim, node, more, patience_ms } => {
+            let mut message = create(&uid, bytes, &vg, &fs, &claim, &node);
+            message.parameters.extend(pairs(&more));
+            message.parameters.retain(|_, value| !value.is_empty());
+            let mut request = tonic::Request::new(message);
             request.set_timeout(Duration::from_millis(patience_ms));
             println!("{}", created(controller.create_volume(request).await?.into_inner().volume));
         }
@@ -130,6 +141,20 @@ async fn call(cli: Cli) -> Result<()> {
                     Err(status) => println!("{}", refusal(&status)),
                 }
             }
+        }
+        Call::Expand { id, bytes } => {
+            let request = ControllerExpandVolumeRequest {
+                volume_id: id,
+                capacity_range: Some(CapacityRange { required_bytes: bytes, limit_bytes: 0 }),
+                ..Default::default()
+            };
+            let answer = controller.controller_expand_volume(request).await?.into_inner();
+            println!("{}", json!({"bytes": answer.capacity_bytes}));
+        }
+        Call::Capacity { parameters } => {
+            let request = GetCapacityRequest { parameters: pairs(&parameters), ..Default::default() };
+            let answer = controller.get_capacity(request).await?.into_inner();
+            println!("{}", json!({"total": answer.available_capacity, "largest": answer.maximum_volume_size}));
         }
         Call::Delete { id } => {
             controller.delete_volume(DeleteVolumeRequest { volume_id: id, ..Default::default() }).await?;
@@ -159,6 +184,14 @@ async fn call(cli: Cli) -> Result<()> {
 /// Claims of `create-many`: none that a test names itself.
 fn uid(number: u32) -> String {
     format!("0f0e7f0a-1111-4222-9333-{number:012x}")
+}
+
+fn pairs(given: &[String]) -> HashMap<String, String> {
+    given
+        .iter()
+        .filter_map(|pair| pair.split_once('='))
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
 }
 
 fn created(volume: Option<lvprov_proto::csi::Volume>) -> Value {
@@ -206,7 +239,9 @@ async fn watch(channel: Channel, messages: usize, patience: Duration) -> Result<
             println!(
                 "{}",
                 json!({"node": report.node, "vg": group.name, "size": group.size_bytes,
-                       "free": group.free_bytes, "extent": group.extent_bytes, "failing": failing})
+                       "free": group.free_bytes, "extent": group.extent_bytes, "disks": group.disk_free_bytes,
+                       "layouts": group.layouts, "classes": group.device_classes,
+                       "default": group.default_device_class, "failing": failing})
             );
         }
     }
@@ -236,7 +271,8 @@ fn show(item: &InventoryItem) -> Value {
     match &item.item {
         Some(Item::DataVolume(v)) => json!({"kind": "data", "vg": v.volume_group, "lv": v.logical_volume,
             "size": v.size_bytes, "created": v.created_unix, "uid": v.claim_uid,
-            "claim": format!("{}/{}", v.claim_namespace, v.claim_name), "cluster": v.cluster, "open": v.open}),
+            "claim": format!("{}/{}", v.claim_namespace, v.claim_name), "cluster": v.cluster, "open": v.open,
+            "layout": v.layout}),
         Some(Item::LogVolume(v)) => json!({"kind": "log", "vg": v.volume_group, "lv": v.logical_volume,
             "size": v.size_bytes, "created": v.created_unix, "volume": format!("{}/{}", v.namespace, v.volume),
             "directories": v.directories, "mounted": v.mounted, "path": v.path}),

@@ -137,6 +137,7 @@ fn start(up: Up) -> Result<()> {
         nodes: up.nodes,
         memory_mib: up.memory,
         disks_gib: up.disks,
+        spare_disks_gib: Vec::new(),
         profile: up.profile,
         detached: true,
     })?;

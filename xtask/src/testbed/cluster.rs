@@ -33,6 +33,9 @@ pub struct ClusterOptions {
     pub memory_mib: u32,
     /// Sizes of each node's data disks, in GiB; they become vg0, vg1, …
     pub disks_gib: Vec<u64>,
+    /// Sizes of further disks of each node, in GiB, that are left as they are.
+    #[serde(default)]
+    pub spare_disks_gib: Vec<u64>,
     /// Profile of the binaries that are installed.
     pub profile: Profile,
     /// Whether it stays when this process ends.
@@ -46,6 +49,7 @@ impl Default for ClusterOptions {
             nodes: 2,
             memory_mib: 2048,
             disks_gib: vec![20],
+            spare_disks_gib: Vec::new(),
             profile: Profile::default(),
             detached: false,
         }
@@ -262,6 +266,7 @@ impl Cluster {
                 memory_mib: self.options.memory_mib,
                 disks_gib: self.options.disks_gib.clone(),
                 volume_groups: true,
+                spare_disks_gib: self.options.spare_disks_gib.clone(),
                 cluster: true,
                 tools: binaries::directory(self.options.profile),
             },

@@ -40,6 +40,9 @@ pub struct GuestOptions {
     pub disks_gib: Vec<u64>,
     /// Whether the disks become volume groups vg0, vg1, …
     pub volume_groups: bool,
+    /// Sizes of further disks, in GiB, that are left as they are.
+    #[serde(default)]
+    pub spare_disks_gib: Vec<u64>,
     /// Whether containerd and kubelet are to run in it.
     pub cluster: bool,
     /// Where `lvprov` and `lvprov-flexvolume` are.
@@ -75,7 +78,7 @@ impl Guest {
         if !made.status.success() {
             bail!("cannot make {}: {}", own.display(), String::from_utf8_lossy(&made.stderr));
         }
-        for (index, gib) in guest.options.disks_gib.iter().enumerate() {
+        for (index, gib) in guest.disks().enumerate() {
             File::create(guest.disk(index))?.set_len(gib << 30)?;
         }
         let script =
@@ -92,6 +95,10 @@ impl Guest {
         );
         Machine::new("sandbox", sandbox.agent().clone()).sh(&commands)?;
         Ok(guest)
+    }
+
+    fn disks(&self) -> impl Iterator<Item = &u64> {
+        self.options.disks_gib.iter().chain(&self.options.spare_disks_gib)
     }
 
     fn init(&self) -> PathBuf {
@@ -167,7 +174,7 @@ impl Guest {
             format!("ubd0={}", self.directory.join("own.img").display()),
             format!("init={}", self.init().display()),
         ]);
-        for index in 0..self.options.disks_gib.len() {
+        for index in 0..self.disks().count() {
             argv.push(format!("ubd{}={}", index + 1, self.disk(index).display()));
         }
         self.pid = Some(sandbox.agent().spawn(&Command::new(argv), &self.console())?);

@@ -7,7 +7,7 @@ use super::guest::{GUEST_LOGS, GuestOptions};
 /// Kernel modules of every guest, and those that only Kubernetes needs. Where a
 /// kernel loads by itself what it wants, as a host's does, quota_v2 (ext4's
 /// quotas) need not be named; a guest's cannot.
-const MODULES: &str = "overlay dm-mod dm-thin-pool dm-snapshot dm-raid xfs quota_v2";
+const MODULES: &str = "overlay dm-mod dm-thin-pool dm-snapshot dm-raid raid1 raid10 xfs quota_v2";
 const CLUSTER_MODULES: &str = "veth bridge";
 
 /// Where the agent of a guest listens.

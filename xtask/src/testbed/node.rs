@@ -25,6 +25,8 @@ pub struct NodeOptions {
     pub disks_gib: Vec<u64>,
     /// Whether the disks become volume groups vg0, vg1, …
     pub volume_groups: bool,
+    /// Sizes of further disks, in GiB, that are left as they are.
+    pub spare_disks_gib: Vec<u64>,
     /// Profile of the binaries on its PATH.
     pub profile: Profile,
 }
@@ -36,6 +38,7 @@ impl Default for NodeOptions {
             memory_mib: 1024,
             disks_gib: vec![20],
             volume_groups: true,
+            spare_disks_gib: Vec::new(),
             profile: Profile::default(),
         }
     }
@@ -76,6 +79,7 @@ impl Node {
                 memory_mib: options.memory_mib,
                 disks_gib: options.disks_gib,
                 volume_groups: options.volume_groups,
+                spare_disks_gib: options.spare_disks_gib,
                 cluster: false,
                 tools: binaries::directory(options.profile),
             },

@@ -45,9 +45,9 @@ pub(super) async fn create(
     };
     let wrong = |what: String| Error::Answer { node: node.to_owned(), what };
     let (volume_group, logical_volume) =
-        volume.volume_id.split_once('/').filter(|(group, _)| *group == request.volume_group.as_str()).ok_or_else(
-            || wrong(format!("was asked for a volume in {} and made {:?}", request.volume_group, volume.volume_id)),
-        )?;
+        volume.volume_id.split_once('/').filter(|(group, _)| request.volume_group.may_be(group)).ok_or_else(|| {
+            wrong(format!("was asked for a volume in {} and made {:?}", request.volume_group, volume.volume_id))
+        })?;
     let bytes = u64::try_from(volume.capacity_bytes)
         .ok()
         .filter(|bytes| *bytes >= request.bytes)
@@ -79,7 +79,6 @@ fn create_request(
     let name = volume_of(&uid);
     let here = Topology { segments: HashMap::from([(TOPOLOGY_NODE.to_owned(), topology.to_owned())]) };
     let parameters = [
-        (parameters::VOLUME_GROUP, request.volume_group.to_string()),
         (parameters::FS_TYPE, request.fs_type.to_string()),
         (parameters::PVC_NAME, claim.name_any()),
         (parameters::PVC_NAMESPACE, claim.namespace().unwrap_or_default()),
@@ -101,7 +100,12 @@ fn create_request(
                 ..MountVolume::default()
             })),
         }],
-        parameters: parameters.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+        parameters: parameters
+            .into_iter()
+            .chain(request.layout.to_parameters())
+            .chain(request.volume_group.to_parameter())
+            .map(|(key, value)| (key.to_owned(), value))
+            .collect(),
         accessibility_requirements: Some(TopologyRequirement { requisite: vec![here.clone()], preferred: vec![here] }),
         ..CreateVolumeRequest::default()
     }

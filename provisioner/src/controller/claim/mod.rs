@@ -25,8 +25,9 @@ use super::error::{Doing, Error, Row, already_exists, is_not_found};
 use super::events::Reason;
 use super::growth;
 use super::names::{SELECTED_NODE, STORAGE_PROVISIONER, volume_of};
+use super::nodes::State;
 use super::placement::{self, Fit};
-use super::validate::{Request, class_name, validate};
+use super::validate::{GroupChoice, Request, class_name, validate};
 use super::volume::{Made, Place, build, place_of};
 use crate::names::DRIVER;
 pub use concerned::{ClassChanged, concerned_by_class, concerned_by_node};
@@ -140,11 +141,24 @@ async fn provision(
             return unreachable(claim, node, since, &unreached.why, ctx).await;
         }
     };
-    let place = Place {
-        topology: reached.topology.clone(),
-        volume_group: request.volume_group.to_string(),
-        logical_volume: volume_of(&uid),
+    // A class that names a group means it, whether the node has reported it yet or not.
+    let volume_group = match &request.volume_group {
+        GroupChoice::Group(name) => name.to_string(),
+        choice => match ctx.nodes.view(node) {
+            Some(view) if matches!(view.state, State::Up(_)) => match view.chosen(choice) {
+                Some(group) => group.name.clone(),
+                None => {
+                    let note = format!(
+                        "node {node}, chosen for the pod of this claim, lacks {choice}; the scheduler chooses another one"
+                    );
+                    return hand_back(claim, node, Reason::NoVolumeGroup, note, ctx).await;
+                }
+            },
+            // Its report comes first.
+            _ => return Ok(Action::requeue(Duration::from_secs(1))),
+        },
     };
+    let place = Place { topology: reached.topology.clone(), volume_group, logical_volume: volume_of(&uid) };
     let Some(call) = ctx.calls.begin(wanted(claim, place)) else {
         // What an earlier call may have left is just being removed.
         return Ok(Action::requeue(Duration::from_secs(1)));

@@ -326,12 +326,14 @@ async fn tidy(bound: &Bound, ctx: &Context) -> Result<Action, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lvm::layout::Layout;
 
     const GIB: u64 = 1 << 30;
     const LACK: Lack = Lack { free: 0, missing: GIB };
 
     fn growth(requested: u64, allocated: Option<u64>, status: &str) -> Growth {
-        Growth { requested, has: GIB, allocated, status: status.into(), failed: false, ended: false }
+        let status = status.into();
+        Growth { requested, has: GIB, allocated, status, failed: false, ended: false, layout: Layout::Linear }
     }
 
     #[test]

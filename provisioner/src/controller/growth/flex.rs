@@ -43,10 +43,12 @@ enum Need {
 /// Decides; `group` is the volume's, where its node is up.
 fn need(growth: &Growth, group: Option<&Group>) -> Need {
     let lack = group.and_then(|group| growth.lack(group));
-    // A request of one extent more cannot be lowered to need less.
-    let least = group.is_some_and(|group| growth.more(group) <= group.extent.max(1));
-    let withdrawn = growth.allocated.is_some_and(|allocated| growth.requested < allocated)
-        || (lack.is_some() && (least || growth.ended));
+    // A request of one extent more, on each disk, cannot be lowered to need less.
+    let least = group.is_some_and(|group| growth.more(group) <= growth.layout.step(group.extent));
+    // Whether the disks of a striped or mirrored volume have room only its driver knows.
+    let stuck = growth.failed && !growth.layout.is_linear();
+    let hopeless = (lack.is_some() || stuck) && (least || growth.ended);
+    let withdrawn = growth.allocated.is_some_and(|allocated| growth.requested < allocated) || hopeless;
     let idle = match growth.status.as_str() {
         // kubelet has not begun. Should it begin now, its own write and ours
         // carry the claim's version, so that one of the two fails.
@@ -65,6 +67,8 @@ fn need(growth: &Growth, group: Option<&Group>) -> Need {
         return match lack {
             _ if growth.requested <= growth.has => Need::End(None),
             Some(lack) => Need::End(Some(lack)),
+            // It has been tried as it is asked for now.
+            None if hopeless || (stuck && growth.allocated == Some(growth.requested)) => Need::End(None),
             None => Need::Lower,
         };
     }
@@ -176,15 +180,17 @@ async fn settle(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lvm::layout::Layout;
 
     const GIB: u64 = 1 << 30;
 
     fn growth(requested: u64, allocated: Option<u64>, status: &str) -> Growth {
-        Growth { requested, has: GIB, allocated, status: status.into(), failed: false, ended: false }
+        let status = status.into();
+        Growth { requested, has: GIB, allocated, status, failed: false, ended: false, layout: Layout::Linear }
     }
 
     fn free(free: u64) -> Group {
-        Group { name: "vg0".into(), size: 100 * GIB, free, extent: 4 << 20 }
+        Group::of("vg0", 100 * GIB, free, 4 << 20)
     }
 
     #[test]
@@ -263,6 +269,30 @@ mod tests {
         assert_eq!(need(&trying, Some(&free(0))), Need::End(Some(NONE_FREE)));
         // What is free is not known: kubelet finds out.
         assert_eq!(need(&trying, None), Need::Lower);
+    }
+
+    /// The group has room, and the disks that the copies are on have none.
+    #[test]
+    fn a_mirror_whose_own_disks_are_full_gets_back_by_the_lowest_request() {
+        let layout = Layout::Raid1 { mirrors: 1 };
+        let group = || Group { disks: vec![9 * GIB; 2], ..free(18 * GIB) };
+        let mut asked = Growth { layout, ..growth(3 * GIB, Some(3 * GIB), status::NODE_IN_PROGRESS) };
+        assert_eq!(need(&asked, Some(&group())), Need::Nothing);
+        asked.failed = true;
+        assert_eq!(need(&asked, Some(&group())), Need::Nothing);
+        let given_up = Growth { status: status::NODE_INFEASIBLE.into(), ..asked.clone() };
+        assert_eq!(need(&given_up, Some(&group())), Need::End(None));
+        // One byte more: granted in place of the larger one, tried, and then ended.
+        for status in [status::NODE_PENDING, status::NODE_IN_PROGRESS, status::NODE_INFEASIBLE] {
+            let lowest = Growth { layout, failed: true, ..growth(GIB + 1, Some(GIB + 1), status) };
+            assert_eq!(need(&lowest, Some(&group())), Need::End(None), "{status}");
+            let linear = Growth { layout: Layout::Linear, ..lowest };
+            assert_ne!(need(&linear, Some(&group())), Need::End(None), "{status}");
+        }
+        // The controller manager has been restarted, and kubelet has tried again.
+        let again =
+            Growth { ended: true, failed: true, layout, ..growth(3 * GIB, Some(3 * GIB), status::NODE_INFEASIBLE) };
+        assert_eq!(need(&again, Some(&group())), Need::End(None));
     }
 
     #[test]

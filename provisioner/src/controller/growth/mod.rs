@@ -18,7 +18,8 @@ use kube::api::{Patch, PatchParams};
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
-use lvm::size::{human, round_up};
+use lvm::layout::Layout;
+use lvm::size::human;
 use serde_json::Value;
 
 use super::context::Context;
@@ -27,7 +28,7 @@ use super::names::{GROWTH_ENDED, PRE_RESIZE_CAPACITY, STORAGE};
 use super::nodes::{Group, News};
 use super::quantity::storage_of;
 use super::validate::Source;
-use super::volume::{Place, place_of, source_of};
+use super::volume::{Place, layout_of, place_of, source_of};
 
 /// Until an object that somebody has changed is looked at again; mostly the
 /// watch brings it sooner.
@@ -66,6 +67,8 @@ pub struct Growth {
     pub failed: bool,
     /// A growth to this very request was ended before, for want of room.
     pub ended: bool,
+    /// How the volume lies on the disks.
+    pub layout: Layout,
 }
 
 impl Growth {
@@ -82,27 +85,30 @@ impl Growth {
             status: status_of(claim).to_owned(),
             failed: condition_of(claim, condition::NODE_ERROR).is_some(),
             ended: volume.annotations().get(GROWTH_ENDED) == Some(&requested.to_string()),
+            layout: layout_of(volume),
         })
     }
 
-    /// How much more the request takes than the volume has, in whole extents.
+    /// How much more the request takes than the volume has, in whole extents
+    /// and stripes.
     fn more(&self, group: &Group) -> u64 {
-        let extent = group.extent.max(1);
-        let wanted = round_up(self.requested, extent).unwrap_or(u64::MAX);
-        wanted.saturating_sub(round_up(self.has, extent).unwrap_or(u64::MAX))
+        let whole = |bytes| self.layout.whole(bytes, group.extent).unwrap_or(u64::MAX);
+        whole(self.requested).saturating_sub(whole(self.has))
     }
 
-    /// What the group lacks for the growth. None: it fits.
+    /// What the group is known to lack for the growth. None: it fits, or, where
+    /// the volume is not linear, its own disks decide, which its node knows.
     fn lack(&self, group: &Group) -> Option<Lack> {
-        let missing = self.more(group).checked_sub(group.free).filter(|missing| *missing > 0)?;
-        Some(Lack { free: group.free, missing })
+        let free = group.largest_growth(self.layout);
+        let missing = self.more(group).checked_sub(free).filter(|missing| *missing > 0)?;
+        Some(Lack { free, missing })
     }
 }
 
 /// Why a growth does not fit, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lack {
-    /// What the group has free.
+    /// What the group has free for it.
     pub free: u64,
     /// How much more the growth takes.
     pub missing: u64,
@@ -291,6 +297,7 @@ mod tests {
             status: status::NODE_IN_PROGRESS.into(),
             failed: true,
             ended: false,
+            layout: Layout::Linear,
         };
         let mut volume = PersistentVolume::default();
         assert_eq!(Growth::of(&claim, &volume).as_ref(), Some(&expected));
@@ -298,7 +305,16 @@ mod tests {
         assert_eq!(Growth::of(&claim, &volume).as_ref(), Some(&expected));
         volume.annotations_mut().insert(GROWTH_ENDED.into(), (2 * GIB).to_string());
         expected.ended = true;
-        assert_eq!(Growth::of(&claim, &volume), Some(expected));
+        assert_eq!(Growth::of(&claim, &volume).as_ref(), Some(&expected));
+        volume.annotations_mut().insert("lvprov.io/layout".into(), "raid1:1".into());
+        expected.layout = Layout::Raid1 { mirrors: 1 };
+        assert_eq!(Growth::of(&claim, &volume).as_ref(), Some(&expected));
+        // So much is free, and not on two disks.
+        let mut group =
+            Group { disks: vec![9 * GIB, GIB / 2], ..Group::of("vg0", 10 * GIB, 9 * GIB + GIB / 2, 4 << 20) };
+        assert_eq!(expected.lack(&group), Some(Lack { free: GIB / 2, missing: GIB / 2 }));
+        group.disks[1] = GIB;
+        assert_eq!(expected.lack(&group), None);
         let types = |kept: &[&str], more| -> Vec<String> {
             conditions(&claim, kept, more).into_iter().map(|condition| condition.type_).collect()
         };

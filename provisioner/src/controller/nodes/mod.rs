@@ -13,12 +13,14 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
+use lvm::layout::Layout;
 use lvprov_proto::lvprov::{CapacityReport, FailingUnmount};
 use tokio::sync::broadcast;
 use tokio::task::AbortHandle;
 use tonic::transport::Channel;
 use tracing::{info, warn};
 
+use super::validate::GroupChoice;
 use crate::names::TOPOLOGY_NODE;
 use crate::tls::TlsDirectory;
 use crate::{with_causes, x509};
@@ -37,6 +39,48 @@ pub struct Group {
     pub free: u64,
     /// Logical volumes are whole numbers of these.
     pub extent: u64,
+    /// What each of its disks has free.
+    pub disks: Vec<u64>,
+    /// The layouts that its volumes can have.
+    pub layouts: Vec<String>,
+    /// What the node calls it.
+    pub device_classes: Vec<String>,
+    /// Whether it is the node's default.
+    pub is_default: bool,
+}
+
+impl Group {
+    /// A group of one disk, on a node that can do anything, for tests.
+    #[cfg(test)]
+    pub fn of(name: &str, size: u64, free: u64, extent: u64) -> Self {
+        let layouts = ["linear", "striped", "raid1", "raid10"].map(str::to_owned).to_vec();
+        let device_classes = Vec::new();
+        Self { name: name.into(), size, free, extent, disks: vec![free], layouts, device_classes, is_default: false }
+    }
+
+    /// Whether volumes can lie there so.
+    pub fn serves(&self, layout: Layout) -> bool {
+        layout.is_linear() || self.layouts.iter().any(|kind| kind == layout.kind())
+    }
+
+    /// What volumes of this layout can have together at most.
+    pub fn total(&self, layout: Layout) -> u64 {
+        if layout.is_linear() { self.free } else { layout.total(&self.disks, self.extent) }
+    }
+
+    /// The largest volume of this layout for which there is room.
+    pub fn largest(&self, layout: Layout) -> u64 {
+        match layout.is_linear() {
+            true => self.free - self.free % self.extent.max(1),
+            false => layout.largest(&self.disks, self.extent),
+        }
+    }
+
+    /// By how much a volume of this layout can grow at most. Its own disks may
+    /// have less, which its node knows.
+    pub fn largest_growth(&self, layout: Layout) -> u64 {
+        if layout.is_linear() { self.free } else { layout.largest_growth(&self.disks, self.extent) }
+    }
 }
 
 /// How a node service is doing.
@@ -75,6 +119,17 @@ impl View {
     #[cfg(test)]
     pub fn of(name: &str, state: State) -> Self {
         Self { name: name.into(), topology: name.into(), labels: Arc::default(), cordoned: false, state }
+    }
+
+    /// The volume group that a class means there. None also where the node is
+    /// not up.
+    pub fn chosen(&self, choice: &GroupChoice) -> Option<&Group> {
+        let State::Up(groups) = &self.state else { return None };
+        groups.iter().find(|group| match choice {
+            GroupChoice::Group(name) => group.name == name.as_str(),
+            GroupChoice::Class(Some(class)) => group.device_classes.iter().any(|one| one == class.as_str()),
+            GroupChoice::Class(None) => group.is_default,
+        })
     }
 
     /// Its volume group of that name. None also where the node is not up.
@@ -323,6 +378,10 @@ impl Nodes {
                 size: group.size_bytes,
                 free: group.free_bytes,
                 extent: group.extent_bytes,
+                disks: group.disk_free_bytes,
+                layouts: group.layouts,
+                device_classes: group.device_classes,
+                is_default: group.default_device_class,
             })
             .collect();
         let new = State::Up(groups);

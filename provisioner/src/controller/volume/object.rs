@@ -9,8 +9,9 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::ResourceExt;
 use kube::api::ObjectMeta;
+use lvm::layout::Layout;
 
-use crate::controller::names::{PROVISIONED_BY, PV_FINALIZER, volume_of};
+use crate::controller::names::{LAYOUT, PROVISIONED_BY, PV_FINALIZER, volume_of};
 use crate::controller::quantity::storage;
 use crate::controller::validate::{Request, Source};
 use crate::names::{DRIVER, FLEX_DRIVER, TOPOLOGY_NODE, context};
@@ -61,7 +62,7 @@ pub fn build(claim: &PersistentVolumeClaim, class: &StorageClass, request: &Requ
     PersistentVolume {
         metadata: ObjectMeta {
             name: Some(volume_of(&claim_uid)),
-            annotations: Some(BTreeMap::from([(PROVISIONED_BY.to_owned(), DRIVER.to_owned())])),
+            annotations: Some(annotations(request)),
             finalizers: (reclaim_policy == "Delete").then(|| vec![PV_FINALIZER.to_owned()]),
             ..ObjectMeta::default()
         },
@@ -97,6 +98,19 @@ pub fn build(claim: &PersistentVolumeClaim, class: &StorageClass, request: &Requ
         }),
         status: None,
     }
+}
+
+fn annotations(request: &Request) -> BTreeMap<String, String> {
+    let mut all = BTreeMap::from([(PROVISIONED_BY.to_owned(), DRIVER.to_owned())]);
+    if !request.layout.is_linear() {
+        all.insert(LAYOUT.to_owned(), request.layout.to_string());
+    }
+    all
+}
+
+/// How the volume of a PV of ours lies on the disks.
+pub fn layout_of(volume: &PersistentVolume) -> Layout {
+    volume.annotations().get(LAYOUT).and_then(|layout| layout.parse().ok()).unwrap_or_default()
 }
 
 fn flex_source(claim_uid: &str, request: &Request, made: &Made) -> FlexPersistentVolumeSource {
@@ -207,6 +221,7 @@ pub fn source_of(volume: &PersistentVolume) -> Source {
 pub(super) mod tests {
     use super::*;
     use crate::controller::topology::Topologies;
+    use crate::controller::validate::GroupChoice;
     use lvm::filesystem::FsType;
     use lvm::names::VgName;
     use serde_json::{Value, json};
@@ -222,7 +237,8 @@ pub(super) mod tests {
     fn request(source: Source, options: &str) -> Request {
         Request {
             source,
-            volume_group: VgName::parse("vg0").unwrap(),
+            volume_group: GroupChoice::Group(VgName::parse("vg0").unwrap()),
+            layout: Layout::Linear,
             fs_type: FsType::Xfs,
             mount_options: options.into(),
             mkfs_options: String::new(),
@@ -306,6 +322,17 @@ pub(super) mod tests {
         assert_eq!(built["metadata"].get("finalizers"), None);
         assert_eq!(built["spec"].get("mountOptions"), None);
         assert_eq!(built["spec"]["flexVolume"]["options"]["mountOptions"], "noatime,discard");
+    }
+
+    #[test]
+    fn a_pv_says_how_its_volume_lies() {
+        for source in [Source::Flexvolume, Source::Csi] {
+            assert_eq!(layout_of(&of(source, "Delete", "")), Layout::Linear);
+            let layout = Layout::Raid1 { mirrors: 1 };
+            let mirrored = built(&Request { layout, ..request(source, "") }, "Delete");
+            assert_eq!(mirrored.annotations()[LAYOUT], "raid1:1");
+            assert_eq!(layout_of(&mirrored), layout);
+        }
     }
 
     #[test]
