@@ -19,6 +19,38 @@ pub struct VolumeGroup {
     pub free: u64,
     /// Bytes of one extent.
     pub extent_size: u64,
+    /// What there is beside its volumes.
+    pub metadata: Metadata,
+}
+
+/// The areas on its disks where a volume group keeps what it knows of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Metadata {
+    /// Bytes of the smallest; half of it is used, beside a copy.
+    pub size: u64,
+    /// Bytes by which the group's description can still grow.
+    pub free: u64,
+    /// How many disks are missing; nothing can be changed then.
+    pub missing_disks: u64,
+}
+
+impl Default for Metadata {
+    /// One that is never full.
+    fn default() -> Self {
+        Self { size: u64::MAX, free: u64::MAX, missing_disks: 0 }
+    }
+}
+
+/// Bytes that one volume of ours takes in the metadata of its group, with long
+/// names and in several pieces.
+pub const VOLUME_METADATA: u64 = 1024;
+/// Bytes of metadata that new volumes leave to those that are there: for
+/// growth, tags and the like.
+pub const RESERVED_METADATA: u64 = 16 << 10;
+
+/// How many more volumes of ours a metadata area takes that has so much left.
+pub fn volumes_that_fit(metadata_free: u64) -> u64 {
+    metadata_free.saturating_sub(RESERVED_METADATA) / VOLUME_METADATA
 }
 
 /// A logical volume that carries our tags.
@@ -71,7 +103,7 @@ pub(crate) const FORMAT: [&str; 9] = [
     "--ignorelockingfailure",
     "-o",
 ];
-pub(crate) const VG_FIELDS: &str = "vg_name,vg_size,vg_free,vg_extent_size";
+pub(crate) const VG_FIELDS: &str = "vg_name,vg_size,vg_free,vg_extent_size,vg_mda_size,vg_mda_free,vg_missing_pv_count";
 pub(crate) const LV_FIELDS: &str = "vg_name,lv_name,lv_size,lv_attr,lv_time,lv_tags";
 
 #[derive(Deserialize)]
@@ -80,6 +112,9 @@ struct VgRow {
     vg_size: String,
     vg_free: String,
     vg_extent_size: String,
+    vg_mda_size: String,
+    vg_mda_free: String,
+    vg_missing_pv_count: String,
 }
 
 #[derive(Deserialize)]
@@ -100,11 +135,24 @@ struct Report<T> {
 
 #[derive(Deserialize)]
 struct Document<T> {
-    report: Vec<Report<T>>,
+    report: Vec<T>,
 }
 
 /// Rows of a report, and how many lines of advice stood among them.
 fn rows<T: for<'de> Deserialize<'de>>(report: &'static str, stdout: &[u8]) -> Result<(Vec<T>, usize), ReportError> {
+    let (sections, advice) = document::<Report<T>>(report, stdout)?;
+    Ok((sections.into_iter().flat_map(|section| section.rows).collect(), advice))
+}
+
+/// The sections of a report that has several kinds of rows.
+pub(crate) fn sections<T: for<'de> Deserialize<'de>>(
+    report: &'static str,
+    stdout: &[u8],
+) -> Result<Vec<T>, ReportError> {
+    Ok(document(report, stdout)?.0)
+}
+
+fn document<T: for<'de> Deserialize<'de>>(report: &'static str, stdout: &[u8]) -> Result<(Vec<T>, usize), ReportError> {
     let unreadable = |reason: String| ReportError::Unreadable { report, reason };
     let text = std::str::from_utf8(stdout).map_err(|error| unreadable(error.to_string()))?;
     let (mut json, mut advice) = (String::with_capacity(text.len()), 0);
@@ -120,10 +168,10 @@ fn rows<T: for<'de> Deserialize<'de>>(report: &'static str, stdout: &[u8]) -> Re
         }
     }
     let document: Document<T> = serde_json::from_str(&json).map_err(|error| unreadable(error.to_string()))?;
-    Ok((document.report.into_iter().flat_map(|r| r.rows).collect(), advice))
+    Ok((document.report, advice))
 }
 
-fn number(report: &'static str, field: &str, text: &str) -> Result<u64, ReportError> {
+pub(crate) fn number(report: &'static str, field: &str, text: &str) -> Result<u64, ReportError> {
     text.trim()
         .parse()
         .map_err(|_| ReportError::Unreadable { report, reason: format!("{field} is {text:?}, not a number") })
@@ -142,6 +190,11 @@ pub fn volume_groups(stdout: &[u8]) -> Result<Vec<VolumeGroup>, ReportError> {
             size: number(report, "vg_size", &row.vg_size)?,
             free: number(report, "vg_free", &row.vg_free)?,
             extent_size: number(report, "vg_extent_size", &row.vg_extent_size)?,
+            metadata: Metadata {
+                size: number(report, "vg_mda_size", &row.vg_mda_size)?,
+                free: number(report, "vg_mda_free", &row.vg_mda_free)?,
+                missing_disks: number(report, "vg_missing_pv_count", &row.vg_missing_pv_count)?,
+            },
         });
     }
     Ok(groups)

@@ -10,7 +10,7 @@ use crate::filesystem;
 use crate::identity::{self, DataOwner, Owner};
 use crate::lock::{Lock, LockError};
 use crate::names::{LvName, VgName, dm_name};
-use crate::report::{self, LogicalVolume, ReportError, VolumeGroup};
+use crate::report::{self, LogicalVolume, ReportError, VOLUME_METADATA, VolumeGroup, volumes_that_fit};
 use crate::size::{human, round_up};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -41,6 +41,9 @@ pub struct CreateData {
     pub limit: u64,
     /// Extent size of the group, where the caller knows it; it saves a report.
     pub extent_size: Option<u64>,
+    /// What is left of the group's metadata area, where the caller knows it:
+    /// one that is full is not tried.
+    pub metadata_free: Option<u64>,
     /// Whose it is.
     pub owner: DataOwner,
 }
@@ -73,6 +76,16 @@ pub enum CreateError {
         /// Bytes asked for, in whole extents.
         asked: u64,
         /// Bytes free.
+        free: u64,
+    },
+    /// The group's metadata area takes no further volume.
+    #[error(
+        "the metadata area of volume group {vg} is full ({free} B free): no volume can be made in it, whatever is free. Remove volumes that are not needed (`lvprov gc`), or make a group with a larger one on other disks (`lvprov vg create`)"
+    )]
+    MetadataFull {
+        /// The group.
+        vg: VgName,
+        /// Bytes by which its metadata can grow.
         free: u64,
     },
     /// A volume of that name is there and is another one.
@@ -176,6 +189,18 @@ pub enum ExtendError {
         /// Bytes free.
         free: u64,
     },
+    /// The group's metadata area does not take the further piece.
+    #[error(
+        "the metadata area of volume group {vg} is full ({free} B free), so {name} cannot grow. Remove volumes that are not needed (`lvprov gc`)"
+    )]
+    MetadataFull {
+        /// The group.
+        vg: VgName,
+        /// The volume.
+        name: LvName,
+        /// Bytes by which its metadata can grow.
+        free: u64,
+    },
     /// The lock was not free in time.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -234,7 +259,7 @@ impl Lvm {
     }
 
     /// One mutating lvm command; the lock lives as long as it does.
-    fn mutate(&self, lock: &mut Lock, args: &[String]) -> Result<(), CommandError> {
+    pub(crate) fn mutate(&self, lock: &mut Lock, args: &[String]) -> Result<(), CommandError> {
         let done = self.runner.run(Kind::Mutate, "lvm", args, Some(lock.fd()))?;
         // Also after a failure: it may have got half way.
         lock.announce_change();
@@ -284,18 +309,33 @@ impl Lvm {
         };
         let size = whole_extents(request.size, extent, request.limit)?;
         let uuid = identity::data_uuid(&request.owner.namespace, &request.owner.claim_uid);
-        let failure = match self.lvcreate(&mut lock, &request.vg, &request.name, size, &owner.to_tags()) {
-            Ok(()) => {
+        let make = |lock: &mut Lock| {
+            let made = self.lvcreate(lock, &request.vg, &request.name, size, &owner.to_tags());
+            made.map(|()| {
                 mark(request, uuid)?;
                 fault::point("mark-after");
-                return Ok(Created { size, existed: false });
-            }
-            Err(error) => error,
+                Ok(Created { size, existed: false })
+            })
+        };
+        let known_full = request.metadata_free.is_some_and(|free| volumes_that_fit(free) == 0);
+        let failure = match known_full {
+            // An earlier call may have made the volume, or there is room by now.
+            true => None,
+            false => match make(&mut lock) {
+                Ok(made) => return made,
+                Err(error) => Some(error),
+            },
         };
         // Now it pays to ask what is there.
         let group = self.group(&request.vg)?;
         let Some(found) = self.find(&request.vg, &request.name)? else {
-            return Err(explain(failure, group, size));
+            return match failure {
+                Some(failure) => Err(explain(failure, group, size)),
+                None if volumes_that_fit(group.metadata.free) == 0 => {
+                    Err(CreateError::MetadataFull { vg: group.name, free: group.metadata.free })
+                }
+                None => make(&mut lock).unwrap_or_else(|failure| Err(explain(failure, group, size))),
+            };
         };
         let conflict =
             |reason: String| CreateError::Conflict { vg: request.vg.clone(), name: request.name.clone(), reason };
@@ -468,6 +508,9 @@ impl Lvm {
         if more > group.free {
             return Err(ExtendError::Full { vg: vg.clone(), name: name.clone(), asked, more, free: group.free });
         }
+        if group.metadata.free < VOLUME_METADATA {
+            return Err(ExtendError::MetadataFull { vg: vg.clone(), name: name.clone(), free: group.metadata.free });
+        }
         Err(failure.into())
     }
 
@@ -543,6 +586,9 @@ fn size_argument(size: u64) -> String {
 fn explain(failure: CommandError, group: VolumeGroup, asked: u64) -> CreateError {
     if asked > group.free {
         return CreateError::Full { vg: group.name, asked, free: group.free };
+    }
+    if matches!(failure, CommandError::Failed { .. }) && group.metadata.free < VOLUME_METADATA {
+        return CreateError::MetadataFull { vg: group.name, free: group.metadata.free };
     }
     failure.into()
 }

@@ -14,7 +14,7 @@ use http_body_util::BodyExt;
 use lvm::Lvm;
 use lvm::config::NodeConfig;
 use lvm::names::VgName;
-use lvm::report::VolumeGroup;
+use lvm::report::{Metadata, VolumeGroup};
 use lvm::trouble::Notes;
 use lvprov::certificates::{Certificates, Material};
 use lvprov::controller::nodes::{Ageing, News, Nodes, connect};
@@ -92,7 +92,13 @@ impl Bench {
         let in_progress = Arc::new(InProgress::default());
         let (reporter, capacity) = Reporter::new(NODE, in_progress.count(), move || {
             let free = fs::read_to_string(&free).unwrap().parse().unwrap();
-            Ok(vec![VolumeGroup { name: VgName::parse("vg0").unwrap(), size: 8 * GIB, free, extent_size: 4 << 20 }])
+            Ok(vec![VolumeGroup {
+                name: VgName::parse("vg0").unwrap(),
+                size: 8 * GIB,
+                free,
+                extent_size: 4 << 20,
+                metadata: Metadata::default(),
+            }])
         });
         let (locks, backup) = (at("locks"), at("backup"));
         let reporter = tokio::spawn(async move { reporter.run(&locks, &backup).await.unwrap() });

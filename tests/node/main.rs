@@ -3,11 +3,13 @@
 mod bad_input;
 mod counts;
 mod data;
+mod doctor;
 mod filesystems;
 mod hosts;
 mod limits;
 mod log_options;
 mod logs;
+mod many;
 mod race;
 mod replay;
 mod sanity;
@@ -28,11 +30,13 @@ fn main() {
     tests.extend(bad_input::TESTS);
     tests.extend(counts::TESTS);
     tests.extend(data::TESTS);
+    tests.extend(doctor::TESTS);
     tests.extend(filesystems::TESTS);
     tests.extend(hosts::TESTS);
     tests.extend(limits::TESTS);
     tests.extend(log_options::TESTS);
     tests.extend(logs::TESTS);
+    tests.extend(many::TESTS);
     tests.extend(race::TESTS);
     tests.extend(replay::TESTS);
     tests.extend(sanity::TESTS);

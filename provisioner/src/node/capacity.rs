@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use futures::{Stream, stream};
 use lvm::names::VgName;
-use lvm::report::{ReportError, VolumeGroup};
+use lvm::report::{ReportError, VOLUME_METADATA, VolumeGroup, volumes_that_fit};
 use lvprov_proto::lvprov as wire;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -55,10 +55,17 @@ struct Entry {
 }
 
 impl Known {
+    /// What is left of a group's metadata area once all that is promised is made.
+    fn metadata_free(&self, group: &VolumeGroup) -> u64 {
+        let promised = self.promises.values().filter(|entry| entry.vg == group.name).count();
+        let promised = u64::try_from(promised).unwrap_or(u64::MAX);
+        group.metadata.free.saturating_sub(promised.saturating_mul(VOLUME_METADATA))
+    }
+
     /// The groups with what is free and not promised.
     fn available(&self) -> Option<Groups> {
         let groups = self.groups.as_ref()?;
-        if self.promises.is_empty() {
+        if self.promises.is_empty() && groups.iter().all(|group| volumes_that_fit(group.metadata.free) > 0) {
             return Some(Arc::clone(groups));
         }
         let available = |group: &VolumeGroup| {
@@ -66,6 +73,10 @@ impl Known {
             let promised = self.promises.values().filter(|entry| entry.vg == group.name);
             let extents = |size: u64| size.next_multiple_of(group.extent_size.max(1));
             group.free = promised.fold(group.free, |free, entry| free.saturating_sub(extents(entry.size)));
+            // No volume fits into a group that cannot note it down.
+            if volumes_that_fit(self.metadata_free(&group)) == 0 {
+                group.free = 0;
+            }
             group
         };
         Some(groups.iter().map(available).collect())
@@ -120,6 +131,13 @@ impl Capacity {
     /// One group of the latest report of LVM.
     pub fn group(&self, vg: &VgName) -> Option<VolumeGroup> {
         self.latest()?.iter().find(|group| group.name == *vg).cloned()
+    }
+
+    /// What is left of a group's metadata area beside what is promised.
+    pub fn metadata_free(&self, vg: &VgName) -> Option<u64> {
+        let known = self.known.borrow();
+        let group = known.groups.as_ref()?.iter().find(|group| group.name == *vg)?;
+        Some(known.metadata_free(group))
     }
 
     /// The latest report, with what is free and not promised.
@@ -284,6 +302,7 @@ mod tests {
 
     use futures::StreamExt;
     use lvm::names::PodUid;
+    use lvm::report::{Metadata, RESERVED_METADATA};
     use lvm::trouble::Notes;
     use tokio::time::timeout;
 
@@ -293,7 +312,13 @@ mod tests {
     const GIB: u64 = 1 << 30;
 
     fn group(name: &str, free: u64) -> VolumeGroup {
-        VolumeGroup { name: VgName::parse(name).unwrap(), size: 10 * GIB, free, extent_size: 4 << 20 }
+        VolumeGroup {
+            name: VgName::parse(name).unwrap(),
+            size: 10 * GIB,
+            free,
+            extent_size: 4 << 20,
+            metadata: Metadata::default(),
+        }
     }
 
     /// A reporter over temporary directories, whose "LVM" counts its reports.
@@ -449,6 +474,29 @@ mod tests {
         }
         assert_eq!(bench.capacity.available().unwrap()[0].free, GIB - extent);
         assert!(timeout(QUIET * 4, stream.next()).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_group_that_can_note_down_no_further_volume_has_nothing_available() {
+        let full = |count: u64| {
+            let room = VOLUME_METADATA * if count < 2 { 2 } else { 0 };
+            let metadata = Metadata { size: 1 << 20, free: RESERVED_METADATA + room, missing_disks: 0 };
+            vec![VolumeGroup { metadata, ..group("vg0", GIB) }]
+        };
+        let bench = Bench::start(full);
+        let mut stream = Box::pin(bench.capacity.reports(Failing::none()));
+        assert_eq!(next(&mut stream).await, GIB);
+        let vg = VgName::parse("vg0").unwrap();
+        let one = bench.capacity.promise(&vg, 4 << 20);
+        assert_eq!(next(&mut stream).await, GIB - (4 << 20));
+        let two = bench.capacity.promise(&vg, 4 << 20);
+        assert_eq!(next(&mut stream).await, 0);
+        assert_eq!(bench.capacity.metadata_free(&vg), Some(RESERVED_METADATA));
+        drop((one, two));
+        assert_eq!(next(&mut stream).await, GIB);
+        bench.change("vg0");
+        assert_eq!(next(&mut stream).await, 0);
+        assert_eq!(bench.capacity.group(&vg).unwrap().free, GIB);
     }
 
     /// LVM was asked before the volume was there, so its answer does not show it.

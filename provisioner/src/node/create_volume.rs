@@ -119,7 +119,7 @@ impl CreateVolumeError {
             // The first call decides; this one learns of it by calling again.
             Self::Busy(_) => Code::Aborted,
             // Another node may have room: back to the scheduler.
-            Self::Lvm(CreateError::Full { .. }) => Code::ResourceExhausted,
+            Self::Lvm(CreateError::Full { .. } | CreateError::MetadataFull { .. }) => Code::ResourceExhausted,
             // Somebody else's volume, or a smaller one: calling again does not change it.
             Self::Lvm(CreateError::Conflict { .. }) => Code::AlreadyExists,
             // "Unsupported capacity_range", also once it is in whole extents.
@@ -197,7 +197,7 @@ pub fn parse(request: &CreateVolumeRequest, node: &str) -> Result<CreateData, Cr
     if size < fs.minimum_size() {
         return Err(CreateVolumeError::TooSmall { asked: size, fs });
     }
-    Ok(CreateData { vg, name, size, limit, extent_size: None, owner })
+    Ok(CreateData { vg, name, size, limit, extent_size: None, metadata_free: None, owner })
 }
 
 /// Says that a volume is a claim's: all of them, or none.
@@ -439,6 +439,7 @@ mod tests {
         let cases = [
             (CreateError::NoVolumeGroup { vg: vg.clone(), present: "none".into() }, Code::FailedPrecondition),
             (CreateError::Full { vg: vg.clone(), asked: 3 << 30, free: 1 << 30 }, Code::ResourceExhausted),
+            (CreateError::MetadataFull { vg: vg.clone(), free: 100 }, Code::ResourceExhausted),
             (CreateError::Conflict { vg, name, reason: String::new() }, Code::AlreadyExists),
             (CreateError::Size { asked: 1, reason: String::new() }, Code::OutOfRange),
         ];

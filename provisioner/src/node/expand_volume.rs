@@ -50,7 +50,7 @@ impl ExpandVolumeError {
             Self::NoVolume(_) | Self::Lvm(ExtendError::Missing { .. }) => Code::NotFound,
             Self::NotServed(_) => Code::FailedPrecondition,
             Self::Range(_) => Code::OutOfRange,
-            Self::Lvm(ExtendError::Full { .. }) => Code::ResourceExhausted,
+            Self::Lvm(ExtendError::Full { .. } | ExtendError::MetadataFull { .. }) => Code::ResourceExhausted,
             Self::Busy(_) => Code::Aborted,
             Self::Misdirected(_) | Self::Interrupted(_) | Self::Lvm(ExtendError::Lock(LockError::Busy { .. })) => {
                 Code::Unavailable

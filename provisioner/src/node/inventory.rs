@@ -61,6 +61,11 @@ impl PodsDirectory {
         Self(root.join("pods"))
     }
 
+    /// kubelet's root directory.
+    pub fn kubelet_root(&self) -> &Path {
+        self.0.parent().unwrap_or(&self.0)
+    }
+
     /// That of one pod.
     pub fn directory(&self, pod: &PodUid) -> PathBuf {
         self.0.join(pod.as_str())
@@ -240,6 +245,7 @@ impl<'a> Placed<'a> {
 #[cfg(test)]
 mod tests {
     use lvm::names::{LogVolumeName, Namespace};
+    use lvm::report::Metadata;
 
     use super::*;
 
@@ -324,7 +330,13 @@ mod tests {
     #[test]
     fn only_a_group_that_lvm_does_not_know_is_gone() {
         let name = |name: &str| VgName::parse(name).unwrap();
-        let groups = [VolumeGroup { name: name("vg0"), size: 8 << 30, free: 0, extent_size: 4 << 20 }];
+        let groups = [VolumeGroup {
+            name: name("vg0"),
+            size: 8 << 30,
+            free: 0,
+            extent_size: 4 << 20,
+            metadata: Metadata::default(),
+        }];
         assert!(!is_gone(&name("vg0"), &groups));
         assert!(is_gone(&name("vg1"), &groups));
     }

@@ -140,7 +140,10 @@ impl NodeCallError {
             Self::NotServed(_) | Self::Data(PublishDataError::NotAlone { .. }) => Code::FailedPrecondition,
             Self::OtherNamespace { .. } | Self::Data(PublishDataError::NotTheClaims { .. }) => Code::PermissionDenied,
             // The group has no room: kubelet ends the growth rather than try for ever.
-            Self::Range(_) | Self::Expand(ExpandError::Extend(ExtendError::Full { .. })) => Code::OutOfRange,
+            Self::Range(_)
+            | Self::Expand(ExpandError::Extend(ExtendError::Full { .. } | ExtendError::MetadataFull { .. })) => {
+                Code::OutOfRange
+            }
             Self::Busy(_) => Code::Aborted,
             Self::Data(PublishDataError::Lock(LockError::Busy { .. }))
             | Self::Log(LogError::Lock(LockError::Busy { .. }))
