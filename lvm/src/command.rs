@@ -133,6 +133,11 @@ pub const CGROUP: &str = "/sys/fs/cgroup/lvprov";
 const SEARCHED: &str = "/usr/sbin, /sbin, /usr/bin and /bin";
 const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
 
+/// Where a program is. None: it is not installed.
+pub(crate) fn find_program(program: &str) -> Option<PathBuf> {
+    DIRECTORIES.iter().map(|directory| Path::new(directory).join(program)).find(|path| path.exists())
+}
+
 /// Starts child processes.
 #[derive(Debug)]
 pub struct Runner {
@@ -222,11 +227,7 @@ impl Runner {
         args: &[S],
         lock: Option<BorrowedFd<'_>>,
     ) -> Result<Finished, CommandError> {
-        let path = DIRECTORIES
-            .iter()
-            .map(|directory| Path::new(directory).join(program))
-            .find(|path| path.exists())
-            .ok_or_else(|| CommandError::Missing { program: program.to_owned() })?;
+        let path = find_program(program).ok_or_else(|| CommandError::Missing { program: program.to_owned() })?;
         count(kind);
         let shown = shown(program, args);
         let failed = |source| CommandError::Start { program: path.display().to_string(), source };

@@ -3,8 +3,10 @@
 
 pub mod command;
 pub mod config;
+pub mod create_group;
 pub mod data;
 pub mod device;
+pub mod doctor;
 pub mod duration;
 pub mod fault;
 pub mod filesystem;

@@ -57,7 +57,7 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
 }
 
 /// Space, tab, newline and backslash stand as three octal digits.
-fn unescape(field: &[u8]) -> PathBuf {
+pub(crate) fn unescape(field: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut at = 0;
     while at < field.len() {

@@ -26,6 +26,8 @@ pub struct VolumeGroup {
     pub disks: Vec<Disk>,
     /// Whether a disk of it is missing.
     pub partial: bool,
+    /// What there is beside its volumes.
+    pub metadata: Metadata,
 }
 
 impl VolumeGroup {
@@ -33,6 +35,36 @@ impl VolumeGroup {
     pub fn free_of_disks(&self) -> Vec<u64> {
         self.disks.iter().map(|disk| disk.free).collect()
     }
+}
+
+/// The areas on its disks where a volume group keeps what it knows of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Metadata {
+    /// Bytes of the smallest; half of it is used, beside a copy.
+    pub size: u64,
+    /// Bytes by which the group's description can still grow.
+    pub free: u64,
+    /// How many disks are missing; nothing can be changed then.
+    pub missing_disks: u64,
+}
+
+impl Default for Metadata {
+    /// One that is never full.
+    fn default() -> Self {
+        Self { size: u64::MAX, free: u64::MAX, missing_disks: 0 }
+    }
+}
+
+/// Bytes that one volume of ours takes in the metadata of its group, with long
+/// names and in several pieces.
+pub const VOLUME_METADATA: u64 = 1024;
+/// Bytes of metadata that new volumes leave to those that are there: for
+/// growth, tags and the like.
+pub const RESERVED_METADATA: u64 = 16 << 10;
+
+/// How many more volumes of ours a metadata area takes that has so much left.
+pub fn volumes_that_fit(metadata_free: u64) -> u64 {
+    metadata_free.saturating_sub(RESERVED_METADATA) / VOLUME_METADATA
 }
 
 /// A physical volume.
@@ -99,7 +131,8 @@ pub(crate) const FORMAT: [&str; 9] = [
     "--ignorelockingfailure",
     "-o",
 ];
-pub(crate) const VG_FIELDS: &str = "vg_name,vg_size,vg_extent_size,vg_attr,pv_name,pv_free,pv_missing,pv_allocatable";
+pub(crate) const VG_FIELDS: &str = "vg_name,vg_size,vg_extent_size,vg_attr,vg_mda_size,vg_mda_free,vg_missing_pv_count,\
+                                    pv_name,pv_free,pv_missing,pv_allocatable";
 pub(crate) const PV_FIELDS: &str =
     "vg_name,vg_extent_size,vg_attr,pv_name,pv_free,pv_missing,pv_allocatable,lv_name,seg_start";
 pub(crate) const LV_FIELDS: &str = "vg_name,lv_name,lv_size,lv_attr,lv_time,lv_tags";
@@ -110,6 +143,9 @@ struct VgRow {
     vg_size: String,
     vg_extent_size: String,
     vg_attr: String,
+    vg_mda_size: String,
+    vg_mda_free: String,
+    vg_missing_pv_count: String,
     pv_name: String,
     pv_free: String,
     pv_missing: String,
@@ -146,11 +182,24 @@ struct Report<T> {
 
 #[derive(Deserialize)]
 struct Document<T> {
-    report: Vec<Report<T>>,
+    report: Vec<T>,
 }
 
 /// Rows of a report, and how many lines of advice stood among them.
 fn rows<T: for<'de> Deserialize<'de>>(report: &'static str, stdout: &[u8]) -> Result<(Vec<T>, usize), ReportError> {
+    let (sections, advice) = document::<Report<T>>(report, stdout)?;
+    Ok((sections.into_iter().flat_map(|section| section.rows).collect(), advice))
+}
+
+/// The sections of a report that has several kinds of rows.
+pub(crate) fn sections<T: for<'de> Deserialize<'de>>(
+    report: &'static str,
+    stdout: &[u8],
+) -> Result<Vec<T>, ReportError> {
+    Ok(document(report, stdout)?.0)
+}
+
+fn document<T: for<'de> Deserialize<'de>>(report: &'static str, stdout: &[u8]) -> Result<(Vec<T>, usize), ReportError> {
     let unreadable = |reason: String| ReportError::Unreadable { report, reason };
     let text = std::str::from_utf8(stdout).map_err(|error| unreadable(error.to_string()))?;
     let (mut json, mut advice) = (String::with_capacity(text.len()), 0);
@@ -166,10 +215,10 @@ fn rows<T: for<'de> Deserialize<'de>>(report: &'static str, stdout: &[u8]) -> Re
         }
     }
     let document: Document<T> = serde_json::from_str(&json).map_err(|error| unreadable(error.to_string()))?;
-    Ok((document.report.into_iter().flat_map(|r| r.rows).collect(), advice))
+    Ok((document.report, advice))
 }
 
-fn number(report: &'static str, field: &str, text: &str) -> Result<u64, ReportError> {
+pub(crate) fn number(report: &'static str, field: &str, text: &str) -> Result<u64, ReportError> {
     text.trim()
         .parse()
         .map_err(|_| ReportError::Unreadable { report, reason: format!("{field} is {text:?}, not a number") })
@@ -209,6 +258,11 @@ pub fn volume_groups(stdout: &[u8]) -> Result<Vec<VolumeGroup>, ReportError> {
             extent_size: number(report, "vg_extent_size", &row.vg_extent_size)?,
             disks: Vec::new(),
             partial: is_partial(&row.vg_attr),
+            metadata: Metadata {
+                size: number(report, "vg_mda_size", &row.vg_mda_size)?,
+                free: number(report, "vg_mda_free", &row.vg_mda_free)?,
+                missing_disks: number(report, "vg_missing_pv_count", &row.vg_missing_pv_count)?,
+            },
         });
         group.disks.extend(disk(report, &row.pv_name, &row.pv_free, &row.pv_missing, &row.pv_allocatable)?);
     }
@@ -313,7 +367,7 @@ mod tests {
         let groups = volume_groups(include_bytes!("../captures/vgs.json")).unwrap();
         let [group] = groups.as_slice() else { panic!("{groups:?}") };
         assert_eq!(group.name.as_str(), "vg0");
-        assert_eq!((group.size, group.extent_size), (21_470_642_176, 4 << 20));
+        assert_eq!((group.size, group.extent_size), (21_453_864_960, 4 << 20));
         assert_eq!(group.free, group.size);
         assert_eq!(group.disks, [Disk { name: "/dev/ubdb".into(), free: group.size }]);
         assert!(!group.partial);
@@ -323,7 +377,7 @@ mod tests {
     fn a_group_without_one_of_its_disks_has_nothing_free() {
         let groups = volume_groups(include_bytes!("../captures/vgs-partial.json")).unwrap();
         let seen: Vec<_> = groups.iter().map(|group| (group.name.as_str(), group.partial, group.free)).collect();
-        assert_eq!(seen, [("vg0", false, 21_470_642_176), ("vg1", true, 0)]);
+        assert_eq!(seen, [("vg0", false, 21_453_864_960), ("vg1", true, 0)]);
         assert_eq!((groups[1].size, &groups[1].disks[..]), (3_208_642_560, &[][..]));
         // Nor does LVM allocate from a disk that an admin has closed.
         let closed =
@@ -392,7 +446,7 @@ mod tests {
         {
             assert!(volumes(bad).is_err(), "{bad:?}");
         }
-        let text = String::from_utf8_lossy(include_bytes!("../captures/vgs.json")).replace("21470642176", "<20.00g");
+        let text = String::from_utf8_lossy(include_bytes!("../captures/vgs.json")).replace("21453864960", "<20.00g");
         assert!(volume_groups(text.as_bytes()).is_err());
     }
 

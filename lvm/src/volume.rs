@@ -12,7 +12,7 @@ use crate::layout::{Layout, Shortage};
 use crate::lock::{Lock, LockError};
 use crate::names::{LvName, VgName, dm_name};
 use crate::placement::{self, Growth};
-use crate::report::{self, LogicalVolume, ReportError, VolumeGroup};
+use crate::report::{self, LogicalVolume, ReportError, VOLUME_METADATA, VolumeGroup, volumes_that_fit};
 use crate::shell::Shells;
 use crate::size::{human, round_up};
 use std::path::{Path, PathBuf};
@@ -47,6 +47,9 @@ pub struct CreateData {
     pub extent_size: Option<u64>,
     /// How it is to lie on the disks of the group.
     pub layout: Layout,
+    /// What is left of the group's metadata area, where the caller knows it:
+    /// one that is full is not tried.
+    pub metadata_free: Option<u64>,
     /// Whose it is.
     pub owner: DataOwner,
 }
@@ -114,6 +117,16 @@ pub enum CreateError {
     Partial {
         /// The group.
         vg: VgName,
+    },
+    /// The group's metadata area takes no further volume.
+    #[error(
+        "the metadata area of volume group {vg} is full ({free} B free): no volume can be made in it, whatever is free. Remove volumes that are not needed (`lvprov gc`), or make a group with a larger one on other disks (`lvprov vg create`)"
+    )]
+    MetadataFull {
+        /// The group.
+        vg: VgName,
+        /// Bytes by which its metadata can grow.
+        free: u64,
     },
     /// A volume of that name is there and is another one.
     #[error("logical volume {vg}/{name} is there already and does not fit the request: {reason}")]
@@ -249,6 +262,18 @@ pub enum ExtendError {
         /// The group.
         vg: VgName,
     },
+    /// The group's metadata area does not take the further piece.
+    #[error(
+        "the metadata area of volume group {vg} is full ({free} B free), so {name} cannot grow. Remove volumes that are not needed (`lvprov gc`)"
+    )]
+    MetadataFull {
+        /// The group.
+        vg: VgName,
+        /// The volume.
+        name: LvName,
+        /// Bytes by which its metadata can grow.
+        free: u64,
+    },
     /// The lock was not free in time.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -335,7 +360,7 @@ impl Lvm {
     }
 
     /// One mutating lvm command; the lock lives as long as it does.
-    fn mutate(&self, lock: &mut Lock, args: &[String]) -> Result<(), CommandError> {
+    pub(crate) fn mutate(&self, lock: &mut Lock, args: &[String]) -> Result<(), CommandError> {
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let done = self.runner.lvm(Kind::Mutate, &args, Some(lock));
         // Also after a failure: it may have got half way.
@@ -400,25 +425,37 @@ impl Lvm {
         };
         let mut tags = owner.to_tags();
         tags.extend(identity::layout_tag(request.layout));
-        let create = |lock: &mut Lock, size: u64, disks: &[String]| {
-            self.lvcreate(lock, &request.vg, &request.name, size, request.layout, &tags, disks)
-        };
         let uuid = identity::data_uuid(&request.owner.namespace, &request.owner.claim_uid);
-        let (size, failure) = match planned {
-            Ok((size, disks)) => match create(&mut lock, size, &disks) {
-                Ok(()) => {
-                    mark(request, uuid)?;
-                    fault::point("mark-after");
-                    return Ok(Created { size, existed: false });
-                }
-                Err(error) => (size, CreateError::from(error)),
+        let make = |lock: &mut Lock, size: u64, disks: &[String]| {
+            let made = self.lvcreate(lock, &request.vg, &request.name, size, request.layout, &tags, disks);
+            made.map(|()| {
+                mark(request, uuid)?;
+                fault::point("mark-after");
+                Ok(Created { size, existed: false })
+            })
+        };
+        let known_full = request.metadata_free.is_some_and(|free| volumes_that_fit(free) == 0);
+        let (size, disks, failure) = match planned {
+            // An earlier call may have made the volume, or there is room by now.
+            Ok((size, disks)) if known_full => (size, disks, None),
+            Ok((size, disks)) => match make(&mut lock, size, &disks) {
+                Ok(made) => return made,
+                Err(error) => (size, disks, Some(CreateError::from(error))),
             },
-            Err(refused) => refused,
+            Err((size, refused)) => (size, Vec::new(), Some(refused)),
         };
         // Now it pays to ask what is there.
         let group = self.group(&request.vg, &lock)?;
         let Some(found) = self.find_in(&request.vg, &request.name, Some(&lock))? else {
-            return Err(explain(failure, group, size));
+            return match failure {
+                Some(failure) => Err(explain(failure, group, size)),
+                None if volumes_that_fit(group.metadata.free) == 0 => {
+                    Err(CreateError::MetadataFull { vg: group.name, free: group.metadata.free })
+                }
+                None => {
+                    make(&mut lock, size, &disks).unwrap_or_else(|failure| Err(explain(failure.into(), group, size)))
+                }
+            };
         };
         let conflict =
             |reason: String| CreateError::Conflict { vg: request.vg.clone(), name: request.name.clone(), reason };
@@ -438,9 +475,7 @@ impl Lvm {
                 true => Vec::new(),
                 false => place(request, &self.group(&request.vg, &lock)?, size)?,
             };
-            create(&mut lock, size, &disks)?;
-            mark(request, uuid)?;
-            return Ok(Created { size, existed: false });
+            return make(&mut lock, size, &disks)?;
         }
         Ok(Created { size: found.size, existed: true })
     }
@@ -636,6 +671,9 @@ impl Lvm {
         if layout.is_linear() && more > group.free {
             return Err(ExtendError::Full { vg: vg.clone(), name: name.clone(), asked, more, free: group.free });
         }
+        if group.metadata.free < VOLUME_METADATA {
+            return Err(ExtendError::MetadataFull { vg: vg.clone(), name: name.clone(), free: group.metadata.free });
+        }
         Err(failure.into())
     }
 
@@ -736,6 +774,9 @@ fn explain(failure: CreateError, group: VolumeGroup, asked: u64) -> CreateError 
     match failure {
         CreateError::Command(_) if group.partial => CreateError::Partial { vg: group.name },
         CreateError::Command(_) if asked > group.free => CreateError::Full { vg: group.name, asked, free: group.free },
+        CreateError::Command(CommandError::Failed { .. }) if group.metadata.free < VOLUME_METADATA => {
+            CreateError::MetadataFull { vg: group.name, free: group.metadata.free }
+        }
         other => other,
     }
 }

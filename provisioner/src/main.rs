@@ -35,6 +35,10 @@ enum Command {
     Logs(admin::logs::Args),
     /// Lists the volume groups of all nodes.
     Capacity(admin::capacity::Args),
+    /// Says what will hurt on this node, or on others, and what to do.
+    Doctor(admin::doctor::Args),
+    /// Makes a volume group on this node.
+    Vg(admin::vg::Args),
 }
 
 fn main() -> ExitCode {
@@ -48,21 +52,28 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     lvprov::tls::install_crypto();
-    let done: Result<(), Box<dyn Error>> = match cli.command {
-        Command::Controller(args) => controller::run(args).map_err(Into::into),
-        Command::Node(args) => node::run(args).map_err(Into::into),
-        Command::InstallDriver(args) => installer::run(&args).map_err(Into::into),
-        Command::Certificates(args) => certificates::run(&args).map_err(Into::into),
-        Command::Gc(args) => admin::gc::run(args).map_err(Into::into),
-        Command::Volumes(args) => admin::volumes::run(args).map_err(Into::into),
-        Command::Logs(args) => admin::logs::run(args).map_err(Into::into),
-        Command::Capacity(args) => admin::capacity::run(args).map_err(Into::into),
+    let done: Result<ExitCode, Box<dyn Error>> = match cli.command {
+        Command::Controller(args) => finished(controller::run(args)),
+        Command::Node(args) => finished(node::run(args)),
+        Command::InstallDriver(args) => finished(installer::run(&args)),
+        Command::Certificates(args) => finished(certificates::run(&args)),
+        Command::Gc(args) => finished(admin::gc::run(args)),
+        Command::Volumes(args) => finished(admin::volumes::run(args)),
+        Command::Logs(args) => finished(admin::logs::run(args)),
+        Command::Capacity(args) => finished(admin::capacity::run(args)),
+        Command::Vg(args) => finished(admin::vg::run(&args)),
+        Command::Doctor(args) => admin::doctor::run(&args).map_err(Into::into),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             eprintln!("lvprov: {}", lvprov::with_causes(error.as_ref()));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Of commands that either do what they are asked or fail.
+fn finished<E: Error + 'static>(done: Result<(), E>) -> Result<ExitCode, Box<dyn Error>> {
+    done.map(|()| ExitCode::SUCCESS).map_err(Into::into)
 }

@@ -14,7 +14,7 @@ use http_body_util::BodyExt;
 use lvm::Lvm;
 use lvm::config::NodeConfig;
 use lvm::names::VgName;
-use lvm::report::{Disk, VolumeGroup};
+use lvm::report::{Disk, Metadata, VolumeGroup};
 use lvm::trouble::Notes;
 use lvprov::certificates::{Certificates, Material};
 use lvprov::controller::nodes::{Ageing, News, Nodes, connect};
@@ -94,7 +94,15 @@ impl Bench {
             let free = fs::read_to_string(&free).unwrap().parse().unwrap();
             let disks = vec![Disk { name: "/dev/ubdb".to_owned(), free }];
             let (name, extent_size) = (VgName::parse("vg0").unwrap(), 4 << 20);
-            Ok(vec![VolumeGroup { name, size: 8 * GIB, free, extent_size, disks, partial: false }])
+            Ok(vec![VolumeGroup {
+                name,
+                size: 8 * GIB,
+                free,
+                extent_size,
+                disks,
+                partial: false,
+                metadata: Metadata::default(),
+            }])
         });
         let (locks, backup) = (at("locks"), at("backup"));
         let reporter = tokio::spawn(async move { reporter.run(&locks, &backup).await.unwrap() });

@@ -7,6 +7,7 @@ mod capacity;
 mod certificates;
 mod claims;
 mod crash;
+mod doctor;
 mod gc;
 mod growth;
 mod hosts;
@@ -38,6 +39,7 @@ fn main() {
     tests.extend(behaviours::TESTS);
     tests.extend(hosts::TESTS);
     tests.extend(crash::TESTS);
+    tests.extend(doctor::TESTS);
     lvprov_tests::run(&tests, start)
 }
 

@@ -118,7 +118,7 @@ impl<'a> Service<'a> {
     }
 
     /// Waits until it has asked LVM what its groups have.
-    fn until_reported(&self) -> Result<()> {
+    pub(crate) fn until_reported(&self) -> Result<()> {
         self.node
             .sh(&format!("for i in $(seq 600); do grep -q 'lvm vgs' {COMMANDS} && exit; sleep 0.1; done; false"))
             .context("the node service has not asked for its groups")?;

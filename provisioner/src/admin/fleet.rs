@@ -9,7 +9,8 @@ use futures::stream;
 use lvprov_proto::lvprov::inventory_item::Item;
 use lvprov_proto::lvprov::node_admin_client::NodeAdminClient;
 use lvprov_proto::lvprov::{
-    CapacityReport, CollectRequest, CollectResponse, InventoryItem, InventoryRequest, WatchCapacityRequest,
+    CapacityReport, CollectRequest, CollectResponse, DiagnoseRequest, DiagnoseResponse, InventoryItem,
+    InventoryRequest, WatchCapacityRequest,
 };
 use tonic::Status;
 use tonic::transport::Channel;
@@ -76,6 +77,14 @@ impl Fleet {
     /// The volume groups of each node.
     pub async fn capacities(&self) -> Vec<Answer<CapacityReport>> {
         self.ask(CAPACITY_TIMEOUT, capacity).await
+    }
+
+    /// What will hurt on each node.
+    pub async fn diagnoses(&self) -> Vec<Answer<DiagnoseResponse>> {
+        self.ask(INVENTORY_TIMEOUT, async |mut client: NodeAdminClient<Channel>, node| {
+            Ok(client.diagnose(DiagnoseRequest { node }).await?.into_inner())
+        })
+        .await
     }
 
     /// Has one node remove one item.

@@ -1,5 +1,5 @@
 //! What the admin runs: `lvprov gc`, `lvprov volumes`, `lvprov logs`,
-//! `lvprov capacity`.
+//! `lvprov capacity`, `lvprov doctor`.
 //!
 //! All of them ask every node that has a node service, with the controller's
 //! certificate: run them in the controller's pod, or anywhere with a
@@ -7,12 +7,14 @@
 
 pub mod capacity;
 mod cluster;
+pub mod doctor;
 mod fleet;
 mod garbage;
 pub mod gc;
 pub mod logs;
 mod report;
 pub mod table;
+pub mod vg;
 pub mod volumes;
 
 use std::future::Future;
@@ -60,6 +62,18 @@ pub enum AdminError {
         #[source]
         source: Box<kube::Error>,
     },
+    /// What is looked at is root's.
+    #[error("this looks at devices and mounts of this machine: run it as root, or ask a node with --node or --all")]
+    NotRoot,
+    /// The host cannot be looked at from here.
+    #[error(transparent)]
+    Namespace(#[from] crate::node::namespace::NamespaceError),
+    /// The node's configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] lvm::config::ConfigError),
+    /// A volume group is not made.
+    #[error(transparent)]
+    CreateGroup(#[from] lvm::create_group::CreateGroupError),
     /// No node of this name has a node service.
     #[error("no node {0:?} has an lvprov node service; `lvprov capacity` lists those that have")]
     NoNode(String),

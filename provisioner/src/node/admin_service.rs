@@ -7,7 +7,8 @@ use futures::{Stream, StreamExt};
 use lvm::Lvm;
 use lvprov_proto::lvprov::node_admin_server::NodeAdmin;
 use lvprov_proto::lvprov::{
-    CapacityReport, CollectRequest, CollectResponse, InventoryItem, InventoryRequest, WatchCapacityRequest,
+    CapacityReport, CollectRequest, CollectResponse, DiagnoseRequest, DiagnoseResponse, InventoryItem,
+    InventoryRequest, WatchCapacityRequest,
 };
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
@@ -15,6 +16,7 @@ use tracing::{info, warn};
 use super::addressee;
 use super::capacity::Capacity;
 use super::collect::{CollectError, Doomed};
+use super::diagnosis;
 use super::in_progress::InProgress;
 use super::inventory::{self, InventoryError, PodsDirectory};
 use super::served::Served;
@@ -95,6 +97,16 @@ impl NodeAdmin for AdminService {
         let items = self.take_inventory(&request.into_inner()).await;
         let items = items.inspect_err(|error| warn!(%error, "no inventory"))?;
         Ok(Response::new(Box::pin(tokio_stream::iter(items.into_iter().map(Ok)))))
+    }
+
+    async fn diagnose(&self, request: Request<DiagnoseRequest>) -> Result<Response<DiagnoseResponse>, Status> {
+        addressee::check(&self.node_name, &request.into_inner().node)
+            .map_err(|misdirected| Status::unavailable(misdirected.to_string()))?;
+        let (lvm, scope) = (Arc::clone(&self.lvm), diagnosis::scope(&self.served, &self.pods));
+        let findings = tokio::task::spawn_blocking(move || lvm.diagnose(&scope))
+            .await
+            .map_err(|error| Status::unavailable(format!("the diagnosis broke off: {error}")))?;
+        Ok(Response::new(diagnosis::to_wire(&findings)))
     }
 
     async fn collect(&self, request: Request<CollectRequest>) -> Result<Response<CollectResponse>, Status> {

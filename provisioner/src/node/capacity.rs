@@ -19,7 +19,7 @@ use futures::{Stream, stream};
 use lvm::config::DeviceClasses;
 use lvm::layout::Layout;
 use lvm::names::VgName;
-use lvm::report::{ReportError, VolumeGroup};
+use lvm::report::{ReportError, VOLUME_METADATA, VolumeGroup, volumes_that_fit};
 use lvprov_proto::lvprov as wire;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -58,10 +58,17 @@ struct Entry {
 }
 
 impl Known {
+    /// What is left of a group's metadata area once all that is promised is made.
+    fn metadata_free(&self, group: &VolumeGroup) -> u64 {
+        let promised = self.promises.values().filter(|entry| entry.vg == group.name).count();
+        let promised = u64::try_from(promised).unwrap_or(u64::MAX);
+        group.metadata.free.saturating_sub(promised.saturating_mul(VOLUME_METADATA))
+    }
+
     /// The groups with what is free and not promised.
     fn available(&self) -> Option<Groups> {
         let groups = self.groups.as_ref()?;
-        if self.promises.is_empty() {
+        if self.promises.is_empty() && groups.iter().all(|group| volumes_that_fit(group.metadata.free) > 0) {
             return Some(Arc::clone(groups));
         }
         let available = |group: &VolumeGroup| {
@@ -74,6 +81,11 @@ impl Known {
                 disk.free = left;
             }
             group.free = group.disks.iter().fold(0, |sum, disk| sum.saturating_add(disk.free));
+            // No volume fits into a group that cannot note it down.
+            if volumes_that_fit(self.metadata_free(&group)) == 0 {
+                group.free = 0;
+                group.disks.iter_mut().for_each(|disk| disk.free = 0);
+            }
             group
         };
         Some(groups.iter().map(available).collect())
@@ -134,6 +146,13 @@ impl Capacity {
     /// One group of the latest report of LVM.
     pub fn group(&self, vg: &VgName) -> Option<VolumeGroup> {
         self.latest()?.iter().find(|group| group.name == *vg).cloned()
+    }
+
+    /// What is left of a group's metadata area beside what is promised.
+    pub fn metadata_free(&self, vg: &VgName) -> Option<u64> {
+        let known = self.known.borrow();
+        let group = known.groups.as_ref()?.iter().find(|group| group.name == *vg)?;
+        Some(known.metadata_free(group))
     }
 
     /// The latest report, with what is free and not promised.
@@ -309,7 +328,7 @@ mod tests {
 
     use futures::StreamExt;
     use lvm::names::PodUid;
-    use lvm::report::Disk;
+    use lvm::report::{Disk, Metadata, RESERVED_METADATA};
     use lvm::trouble::Notes;
     use tokio::time::timeout;
 
@@ -331,6 +350,7 @@ mod tests {
             extent_size: 4 << 20,
             disks: free.iter().enumerate().map(disk).collect(),
             partial: false,
+            metadata: Metadata::default(),
         }
     }
 
@@ -501,6 +521,29 @@ mod tests {
         assert_eq!(group.free_bytes, 7 * GIB - 2 * leg);
         drop(made);
         assert_eq!(next(&mut stream).await, 7 * GIB);
+    }
+
+    #[tokio::test]
+    async fn a_group_that_can_note_down_no_further_volume_has_nothing_available() {
+        let full = |count: u64| {
+            let room = VOLUME_METADATA * if count < 2 { 2 } else { 0 };
+            let metadata = Metadata { size: 1 << 20, free: RESERVED_METADATA + room, missing_disks: 0 };
+            vec![VolumeGroup { metadata, ..group("vg0", GIB) }]
+        };
+        let bench = Bench::start(full);
+        let mut stream = Box::pin(bench.capacity.reports(Failing::none()));
+        assert_eq!(next(&mut stream).await, GIB);
+        let vg = VgName::parse("vg0").unwrap();
+        let one = bench.capacity.promise(&vg, 4 << 20, Layout::Linear);
+        assert_eq!(next(&mut stream).await, GIB - (4 << 20));
+        let two = bench.capacity.promise(&vg, 4 << 20, Layout::Linear);
+        assert_eq!(next(&mut stream).await, 0);
+        assert_eq!(bench.capacity.metadata_free(&vg), Some(RESERVED_METADATA));
+        drop((one, two));
+        assert_eq!(next(&mut stream).await, GIB);
+        bench.change("vg0");
+        assert_eq!(next(&mut stream).await, 0);
+        assert_eq!(bench.capacity.group(&vg).unwrap().free, GIB);
     }
 
     /// LVM was asked before the volume was there, so its answer does not show it.

@@ -60,6 +60,7 @@ impl ControllerService {
         }
         // An extent's size never changes, so an old report does.
         volume.extent_size = self.capacity.group(&volume.vg).map(|group| group.extent_size);
+        volume.metadata_free = self.capacity.metadata_free(&volume.vg);
         let id = VolumeId { vg: volume.vg.clone(), lv: volume.name.clone(), claim_uid: volume.owner.claim_uid.clone() };
         let namespace = volume.owner.namespace.clone();
         let operation = self.in_progress.begin(&id.to_string())?;

@@ -151,7 +151,9 @@ impl CreateVolumeError {
             // The first call decides; this one learns of it by calling again.
             Self::Busy(_) => Code::Aborted,
             // Another node may have room: back to the scheduler.
-            Self::Lvm(CreateError::Full { .. } | CreateError::NoDisks { .. }) => Code::ResourceExhausted,
+            Self::Lvm(CreateError::Full { .. } | CreateError::NoDisks { .. } | CreateError::MetadataFull { .. }) => {
+                Code::ResourceExhausted
+            }
             // Somebody else's volume, or a smaller one: calling again does not change it.
             Self::Lvm(CreateError::Conflict { .. }) | Self::OtherGroup { .. } => Code::AlreadyExists,
             // "Unsupported capacity_range", also once it is in whole extents.
@@ -236,7 +238,7 @@ pub fn parse(
         return Err(CreateVolumeError::TooSmall { asked: size, fs });
     }
     let layout = Layout::parse(|key| request.parameters.get(key).map(String::as_str))?;
-    Ok(CreateData { vg, name, size, limit, extent_size: None, layout, owner })
+    Ok(CreateData { vg, name, size, limit, extent_size: None, metadata_free: None, layout, owner })
 }
 
 /// The volume group that parameters name, as this node understands them.
@@ -522,6 +524,7 @@ mod tests {
         let cases = [
             (CreateError::NoVolumeGroup { vg: vg.clone(), present: "none".into() }, Code::FailedPrecondition),
             (CreateError::Full { vg: vg.clone(), asked: 3 << 30, free: 1 << 30 }, Code::ResourceExhausted),
+            (CreateError::MetadataFull { vg: vg.clone(), free: 100 }, Code::ResourceExhausted),
             (CreateError::Conflict { vg, name, reason: String::new() }, Code::AlreadyExists),
             (CreateError::Size { asked: 1, reason: String::new() }, Code::OutOfRange),
         ];

@@ -50,7 +50,9 @@ impl ExpandVolumeError {
             Self::NoVolume(_) | Self::Lvm(ExtendError::Missing { .. }) => Code::NotFound,
             Self::NotServed(_) | Self::Lvm(ExtendError::Partial { .. }) => Code::FailedPrecondition,
             Self::Range(_) => Code::OutOfRange,
-            Self::Lvm(ExtendError::Full { .. } | ExtendError::NoDisks { .. }) => Code::ResourceExhausted,
+            Self::Lvm(ExtendError::Full { .. } | ExtendError::NoDisks { .. } | ExtendError::MetadataFull { .. }) => {
+                Code::ResourceExhausted
+            }
             Self::Busy(_) => Code::Aborted,
             Self::Misdirected(_) | Self::Interrupted(_) | Self::Lvm(ExtendError::Lock(LockError::Busy { .. })) => {
                 Code::Unavailable

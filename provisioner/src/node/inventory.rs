@@ -61,6 +61,11 @@ impl PodsDirectory {
         Self(root.join("pods"))
     }
 
+    /// kubelet's root directory.
+    pub fn kubelet_root(&self) -> &Path {
+        self.0.parent().unwrap_or(&self.0)
+    }
+
     /// That of one pod.
     pub fn directory(&self, pod: &PodUid) -> PathBuf {
         self.0.join(pod.as_str())
@@ -241,6 +246,7 @@ impl<'a> Placed<'a> {
 #[cfg(test)]
 mod tests {
     use lvm::names::{LogVolumeName, Namespace};
+    use lvm::report::Metadata;
 
     use super::*;
 
@@ -332,6 +338,7 @@ mod tests {
             extent_size: 4 << 20,
             disks: Vec::new(),
             partial: false,
+            metadata: Metadata::default(),
         }];
         assert!(!is_gone(&name("vg0"), &groups));
         assert!(is_gone(&name("vg1"), &groups));

@@ -13,6 +13,7 @@ use axum::Router;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderName, StatusCode};
 use axum::routing::get;
+use lvm::doctor::{Scope, Severity};
 use lvm::logs::{Directory, MountedLog, Space};
 use lvm::report::VolumeGroup;
 use lvm::trouble::Notes;
@@ -23,6 +24,7 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::capacity::Capacity;
+use super::diagnosis;
 use super::exposition::{self, Exposition, Type};
 use super::served::Served;
 use super::trouble::persisting;
@@ -55,6 +57,7 @@ pub struct Metrics {
     capacity: Capacity,
     notes: Notes,
     certificates: Option<Arc<TlsDirectory>>,
+    scope: Option<Scope>,
     reading: Arc<Mutex<()>>,
 }
 
@@ -68,12 +71,17 @@ impl Metrics {
     /// Of the Kubernetes node `node_name`; `notes`: of unmounts that fail.
     pub fn new(node_name: &str, lvm: Arc<Lvm>, served: Served, capacity: Capacity, notes: Notes) -> Self {
         let (node_name, reading) = (node_name.into(), Arc::default());
-        Self { node_name, lvm, served, capacity, notes, certificates: None, reading }
+        Self { node_name, lvm, served, capacity, notes, certificates: None, scope: None, reading }
     }
 
     /// Also of these certificates.
     pub fn with_certificates(self, certificates: Arc<TlsDirectory>) -> Self {
         Self { certificates: Some(certificates), ..self }
+    }
+
+    /// Also of what the doctor sees there.
+    pub fn with_findings(self, scope: Scope) -> Self {
+        Self { scope: Some(scope), ..self }
     }
 
     /// Serves them at `/metrics`.
@@ -133,6 +141,10 @@ impl Metrics {
             "Volume directories of pods whose unmounts keep failing; their pods hang in Terminating.",
         )
         .sample(&[], u64::try_from(failing).unwrap_or(u64::MAX));
+        if let Some(scope) = &self.scope {
+            let groups = self.capacity.latest().unwrap_or_default();
+            write_findings(&mut text, &diagnosis::counts(&self.lvm, scope, &groups));
+        }
         if let Some(certificates) = &self.certificates {
             write_certificates(&mut text, &certificates.now().expiries());
         }
@@ -151,11 +163,30 @@ fn write_certificates(text: &mut Exposition, expiries: &[(&'static str, i64)]) {
     }
 }
 
+fn write_findings(text: &mut Exposition, counts: &[(Severity, u64)]) {
+    let mut metric = text.metric(
+        "lvprov_findings",
+        Type::Gauge,
+        "What `lvprov doctor` would say of this node, as far as no process is needed to know it.",
+    );
+    for (severity, count) in counts {
+        metric.sample(&[("severity", severity)], *count);
+    }
+}
+
 fn write_groups(text: &mut Exposition, groups: &[VolumeGroup]) {
     type Value = fn(&VolumeGroup) -> u64;
-    let metrics: [(&str, &str, Value); 2] = [
+    let metrics: [(&str, &str, Value); 4] = [
         ("lvprov_volume_group_size_bytes", "Size of the volume group.", |group| group.size),
         ("lvprov_volume_group_free_bytes", "What no logical volume of the group has.", |group| group.free),
+        (
+            "lvprov_volume_group_metadata_free_bytes",
+            "By so much the description of the group can grow; a volume takes about half a KiB.",
+            |group| group.metadata.free,
+        ),
+        ("lvprov_volume_group_missing_disks", "Disks of the group that are not there.", |group| {
+            group.metadata.missing_disks
+        }),
     ];
     for (name, help, value) in metrics {
         let mut metric = text.metric(name, Type::Gauge, help);

@@ -15,6 +15,7 @@ pub mod controller_service;
 pub mod create_volume;
 pub mod csi_node;
 pub mod delete_volume;
+pub mod diagnosis;
 pub mod expand_volume;
 pub mod exposition;
 pub mod identity;

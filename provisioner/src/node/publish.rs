@@ -141,9 +141,9 @@ impl NodeCallError {
             Self::OtherNamespace { .. } | Self::Data(PublishDataError::NotTheClaims { .. }) => Code::PermissionDenied,
             // The group has no room: kubelet ends the growth rather than try for ever.
             Self::Range(_)
-            | Self::Expand(ExpandError::Extend(ExtendError::Full { .. } | ExtendError::NoDisks { .. })) => {
-                Code::OutOfRange
-            }
+            | Self::Expand(ExpandError::Extend(
+                ExtendError::Full { .. } | ExtendError::NoDisks { .. } | ExtendError::MetadataFull { .. },
+            )) => Code::OutOfRange,
             Self::Busy(_) => Code::Aborted,
             Self::Data(PublishDataError::Lock(LockError::Busy { .. }))
             | Self::Log(LogError::Lock(LockError::Busy { .. }))

@@ -17,6 +17,11 @@ impl Served {
         Self { only: only.into() }
     }
 
+    /// Those that are named; none where all are served.
+    pub fn named(&self) -> &[VgName] {
+        &self.only
+    }
+
     /// Whether this group is one of them.
     pub fn includes(&self, vg: &VgName) -> bool {
         self.only.is_empty() || self.only.contains(vg)

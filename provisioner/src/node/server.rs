@@ -22,6 +22,7 @@ use super::admin_service::AdminService;
 use super::capacity::Capacity;
 use super::controller_service::ControllerService;
 use super::csi_node::NodeService;
+use super::diagnosis;
 use super::identity::IdentityService;
 use super::in_progress::InProgress;
 use super::incoming::connections;
@@ -114,9 +115,12 @@ pub async fn serve_metrics(
     tls: Tls,
     stop: CancellationToken,
 ) -> Result<(), Error> {
-    let Shared { node_name, lvm, served, capacity, notes, .. } = shared;
+    let Shared { node_name, lvm, served, pods, capacity, notes, .. } = shared;
+    let scope = diagnosis::scope(&served, &pods);
     let Tls { files, longest_connection } = tls;
-    let metrics = Metrics::new(&node_name, lvm, served, capacity, notes).with_certificates(Arc::clone(&files));
+    let metrics = Metrics::new(&node_name, lvm, served, capacity, notes)
+        .with_findings(scope)
+        .with_certificates(Arc::clone(&files));
     let connections = connections(listener, longest_connection, move || files.now().metrics_config());
     Server::builder()
         .max_connection_age(longest_connection)

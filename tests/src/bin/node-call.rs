@@ -26,7 +26,7 @@ use lvprov_proto::csi::{
 };
 use lvprov_proto::lvprov::inventory_item::Item;
 use lvprov_proto::lvprov::node_admin_client::NodeAdminClient;
-use lvprov_proto::lvprov::{CollectRequest, InventoryItem, InventoryRequest, WatchCapacityRequest};
+use lvprov_proto::lvprov::{CollectRequest, DiagnoseRequest, InventoryItem, InventoryRequest, WatchCapacityRequest};
 use serde_json::{Value, json};
 use tonic::Status;
 use tonic::transport::Channel;
@@ -87,6 +87,8 @@ enum Call {
     Metrics,
     /// Lists everything.
     Inventory,
+    /// Says what will hurt.
+    Diagnose,
     /// Lists everything, and collects each item whose line holds `text`.
     Collect {
         text: String,
@@ -165,6 +167,15 @@ async fn call(cli: Cli) -> Result<()> {
         Call::Inventory => {
             for item in inventory(channel).await? {
                 println!("{}", show(&item));
+            }
+        }
+        Call::Diagnose => {
+            let request = DiagnoseRequest { node: NODE.to_owned() };
+            for found in NodeAdminClient::new(channel).diagnose(request).await?.into_inner().findings {
+                println!(
+                    "{}",
+                    json!({"severity": found.severity, "id": found.id, "object": found.object, "problem": found.problem})
+                );
             }
         }
         Call::Collect { text, only_unused } => {

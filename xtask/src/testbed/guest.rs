@@ -220,7 +220,7 @@ impl Guest {
         for index in 0..self.options.disks_gib.len() {
             let letter = char::from(b'b' + u8::try_from(index)?);
             // vgcreate makes the physical volume too.
-            script.push_str(&format!("vgcreate -q -q -y vg{index} /dev/ubd{letter} >/dev/null\n"));
+            script.push_str(&format!("vgcreate -q -q -y --metadatasize 16m vg{index} /dev/ubd{letter} >/dev/null\n"));
         }
         self.machine(sandbox).sh(&script)?;
         Ok(())
