@@ -1,6 +1,8 @@
 //! LVM, file systems, mounts and quotas: the only code of lvprov that touches
 //! them. Synchronous, and ignorant of Kubernetes but for plain names.
 
+pub mod adopt;
+pub mod block;
 pub mod command;
 pub mod config;
 pub mod data;
@@ -9,7 +11,9 @@ pub mod duration;
 pub mod fault;
 pub mod filesystem;
 mod flock;
+pub mod grow;
 pub mod identity;
+pub mod intent;
 pub mod lock;
 pub mod logs;
 pub mod mounts;
@@ -19,8 +23,10 @@ pub mod quota;
 mod repair;
 pub mod report;
 pub mod size;
+pub mod trash;
 pub mod trouble;
 pub mod volume;
+pub mod wipe;
 mod xattr;
 
 pub use volume::Lvm;

@@ -8,6 +8,7 @@ use crate::config::NodeConfig;
 use crate::fault;
 use crate::filesystem;
 use crate::identity::{self, DataOwner, Owner};
+use crate::intent::Intent;
 use crate::lock::{Lock, LockError};
 use crate::names::{LvName, VgName, dm_name};
 use crate::report::{self, LogicalVolume, ReportError, VolumeGroup};
@@ -43,6 +44,8 @@ pub struct CreateData {
     pub extent_size: Option<u64>,
     /// Whose it is.
     pub owner: DataOwner,
+    /// What it is meant for.
+    pub intent: Intent,
 }
 
 /// A data volume that is there.
@@ -52,6 +55,9 @@ pub struct Created {
     pub size: u64,
     /// Whether an earlier call had made it.
     pub existed: bool,
+    /// Whether it still has to be overwritten before anybody is given it; see
+    /// [`Lvm::zero_new`].
+    pub wiping: bool,
 }
 
 /// A volume could not be made.
@@ -66,7 +72,7 @@ pub enum CreateError {
         present: String,
     },
     /// It does not fit.
-    #[error("volume group {vg} has {} free ({free} B), {} was asked for ({asked} B): {} are missing", human(*.free), human(*.asked), human(.asked.saturating_sub(*.free)))]
+    #[error("volume group {vg} has {} free ({free} B), {} was asked for ({asked} B): {} are missing{}", human(*.free), human(*.asked), human(.asked.saturating_sub(*.free)), trash_note(*.trash))]
     Full {
         /// The group.
         vg: VgName,
@@ -74,6 +80,8 @@ pub enum CreateError {
         asked: u64,
         /// Bytes free.
         free: u64,
+        /// Bytes of what is in the trash.
+        trash: u64,
     },
     /// A volume of that name is there and is another one.
     #[error("logical volume {vg}/{name} is there already and does not fit the request: {reason}")]
@@ -117,6 +125,8 @@ pub enum CreateError {
 pub enum Deleted {
     /// It has been removed.
     Removed,
+    /// It is in the trash.
+    Trashed,
     /// It was not there.
     Absent,
 }
@@ -176,6 +186,39 @@ pub enum ExtendError {
         /// Bytes free.
         free: u64,
     },
+    /// The room that a raw volume grows by has to be overwritten first; see
+    /// [`crate::grow`].
+    #[error("the room that {vg}/{name} grows by is overwritten with zeros first, as logical volume {vg}/{spare}")]
+    Zeroing {
+        /// The group.
+        vg: VgName,
+        /// The volume.
+        name: LvName,
+        /// The room.
+        spare: LvName,
+    },
+    /// A raw volume of a layout whose room cannot be handed on.
+    #[error("raw volume {vg}/{name} is of type {layout}, and only linear ones can grow")]
+    Layout {
+        /// The group.
+        vg: VgName,
+        /// The volume.
+        name: LvName,
+        /// What LVM calls it.
+        layout: String,
+    },
+    /// A volume of another owner has the name that is needed.
+    #[error(
+        "logical volume {vg}/{spare} is in the way of growing {name}, and not of its owner; remove it by hand if nobody needs it"
+    )]
+    InTheWay {
+        /// The group.
+        vg: VgName,
+        /// The volume.
+        name: LvName,
+        /// What is in the way.
+        spare: LvName,
+    },
     /// The lock was not free in time.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -225,7 +268,7 @@ impl Lvm {
         self.runner.patience(PATIENCE)
     }
 
-    fn report(&self, command: &str, fields: &str, of: Option<&str>) -> Result<Vec<u8>, CommandError> {
+    pub(crate) fn report(&self, command: &str, fields: &str, of: Option<&str>) -> Result<Vec<u8>, CommandError> {
         let mut args = vec![command];
         args.extend(report::FORMAT);
         args.push(fields);
@@ -234,7 +277,7 @@ impl Lvm {
     }
 
     /// One mutating lvm command; the lock lives as long as it does.
-    fn mutate(&self, lock: &mut Lock, args: &[String]) -> Result<(), CommandError> {
+    pub(crate) fn mutate(&self, lock: &mut Lock, args: &[String]) -> Result<(), CommandError> {
         let done = self.runner.run(Kind::Mutate, "lvm", args, Some(lock.fd()))?;
         // Also after a failure: it may have got half way.
         lock.announce_change();
@@ -254,7 +297,7 @@ impl Lvm {
 
     /// Our logical volumes of one group: one report. An error where the group
     /// is not there.
-    fn volumes_of(&self, vg: &VgName) -> Result<Vec<LogicalVolume>, ReportError> {
+    pub(crate) fn volumes_of(&self, vg: &VgName) -> Result<Vec<LogicalVolume>, ReportError> {
         report::volumes(&self.report("lvs", report::LV_FIELDS, Some(vg.as_str()))?)
     }
 
@@ -264,7 +307,7 @@ impl Lvm {
     }
 
     /// The groups, and the one that is asked for, or an error that names those that are there.
-    fn group(&self, vg: &VgName) -> Result<VolumeGroup, CreateError> {
+    pub(crate) fn group(&self, vg: &VgName) -> Result<VolumeGroup, CreateError> {
         let groups = self.volume_groups()?;
         let present: Vec<&str> = groups.iter().map(|group| group.name.as_str()).collect();
         let present = if present.is_empty() { "none".to_owned() } else { present.join(", ") };
@@ -276,6 +319,9 @@ impl Lvm {
     /// same request gives the same volume. One mutating command, and no report
     /// where `extent_size` is known and nothing goes wrong.
     pub fn create_data(&self, request: &CreateData) -> Result<Created, CreateError> {
+        if request.intent.block {
+            return self.create_block(request);
+        }
         let owner = Owner::Data(request.owner.clone());
         let mut lock = Lock::volume_group(&request.vg, self.patience())?;
         let extent = match request.extent_size {
@@ -284,34 +330,44 @@ impl Lvm {
         };
         let size = whole_extents(request.size, extent, request.limit)?;
         let uuid = identity::data_uuid(&request.owner.namespace, &request.owner.claim_uid);
-        let failure = match self.lvcreate(&mut lock, &request.vg, &request.name, size, &owner.to_tags()) {
+        let tags = [owner.to_tags(), request.intent.to_tags()].concat();
+        let failure = match self.lvcreate(&mut lock, &request.vg, &request.name, size, &tags) {
             Ok(()) => {
                 mark(request, uuid)?;
                 fault::point("mark-after");
-                return Ok(Created { size, existed: false });
+                return Ok(Created { size, existed: false, wiping: false });
             }
             Err(error) => error,
         };
         // Now it pays to ask what is there.
         let group = self.group(&request.vg)?;
         let Some(found) = self.find(&request.vg, &request.name)? else {
-            return Err(explain(failure, group, size));
+            return Err(self.explain(failure, group, size));
         };
+        if found.marks.trashed.is_some() {
+            // It was on its way to the trash: the name is needed now.
+            self.to_trash(&mut lock, &found)?;
+            drop(lock);
+            return self.create_data(request);
+        }
         let conflict =
             |reason: String| CreateError::Conflict { vg: request.vg.clone(), name: request.name.clone(), reason };
         if found.owner != owner {
             return Err(conflict("it belongs to another claim".to_owned()));
+        }
+        if found.marks.intent.block {
+            return Err(conflict("it is a raw block volume, and one with a file system was asked for".to_owned()));
         }
         if found.size < size {
             return Err(conflict(format!("it has {} and not {}", human(found.size), human(size))));
         }
         if !found.open && !self.is_whole(&mut lock, &found, uuid)? {
             self.lvremove(&mut lock, &found.vg, &found.name)?;
-            self.lvcreate(&mut lock, &request.vg, &request.name, size, &owner.to_tags())?;
+            self.lvcreate(&mut lock, &request.vg, &request.name, size, &tags)?;
             mark(request, uuid)?;
-            return Ok(Created { size, existed: false });
+            return Ok(Created { size, existed: false, wiping: false });
         }
-        Ok(Created { size: found.size, existed: true })
+        Ok(Created { size: found.size, existed: true, wiping: false })
     }
 
     /// Whether a data volume that an earlier call made is ready for its owner:
@@ -349,10 +405,20 @@ impl Lvm {
         };
         let group = self.group(vg)?;
         let size = whole_extents(size, group.extent_size, 0)?;
-        Err(explain(failure, group, size))
+        Err(self.explain(failure, group, size))
     }
 
-    fn lvcreate(
+    /// Why lvcreate failed, given what is there.
+    pub(crate) fn explain(&self, failure: CommandError, group: VolumeGroup, asked: u64) -> CreateError {
+        if asked <= group.free {
+            return failure.into();
+        }
+        let all = self.volumes_of(&group.name).unwrap_or_default();
+        let trash = all.iter().filter(|volume| volume.marks.trashed.is_some()).map(|volume| volume.size).sum();
+        CreateError::Full { vg: group.name, asked, free: group.free, trash }
+    }
+
+    pub(crate) fn lvcreate(
         &self,
         lock: &mut Lock,
         vg: &VgName,
@@ -375,7 +441,7 @@ impl Lvm {
         Ok(())
     }
 
-    fn lvremove(&self, lock: &mut Lock, vg: &VgName, name: &LvName) -> Result<(), CommandError> {
+    pub(crate) fn lvremove(&self, lock: &mut Lock, vg: &VgName, name: &LvName) -> Result<(), CommandError> {
         fault::point("lvremove-before");
         self.mutate(lock, &["lvremove".into(), "--yes".into(), "--quiet".into(), format!("{vg}/{name}")])?;
         fault::point("lvremove-after");
@@ -407,8 +473,26 @@ impl Lvm {
         if !is_meant(&found) {
             return Ok(Deleted::Absent);
         }
-        if found.open {
+        if found.marks.trashed.is_some() {
+            // It is on its way, and may be being wiped already.
+            self.to_trash(&mut lock, &found)?;
+            return Ok(Deleted::Trashed);
+        }
+        if found.open || crate::block::is_published(vg, name) {
             return Err(DeleteError::InUse { vg: vg.clone(), name: name.clone() });
+        }
+        let marks = &found.marks;
+        if marks.intent.block
+            && let Some(spare) = self.find(vg, &crate::grow::spare_of(name))?
+            && spare.marks.spare
+            && spare.owner == found.owner
+        {
+            self.lvremove(&mut lock, vg, &spare.name)?;
+        }
+        // What nobody was ever given needs no grace.
+        if matches!(found.owner, Owner::Data(_)) && marks.intent.is_trashed_first() && !(marks.wiping || marks.spare) {
+            self.to_trash(&mut lock, &found)?;
+            return Ok(Deleted::Trashed);
         }
         self.lvremove(&mut lock, vg, name)?;
         Ok(Deleted::Removed)
@@ -441,6 +525,9 @@ impl Lvm {
         let found = self.find(vg, name)?.ok_or_else(|| ExtendError::Missing { vg: vg.clone(), name: name.clone() })?;
         if found.size >= size {
             return Ok(found.size);
+        }
+        if found.marks.intent.block {
+            return self.extend_block(&mut lock, &found, size);
         }
         self.lvextend(&mut lock, vg, name, found.size, size)?;
         Ok(self.find(vg, name)?.map_or(size, |grown| grown.size))
@@ -522,7 +609,7 @@ fn mark(request: &CreateData, uuid: Uuid) -> Result<(), CreateError> {
         .map_err(|source| CreateError::Device { device: node.display().to_string(), source })
 }
 
-fn whole_extents(size: u64, extent: u64, limit: u64) -> Result<u64, CreateError> {
+pub(crate) fn whole_extents(size: u64, extent: u64, limit: u64) -> Result<u64, CreateError> {
     let refuse = |reason: String| CreateError::Size { asked: size, reason };
     if size == 0 {
         return Err(refuse("it must be more than 0".to_owned()));
@@ -535,16 +622,16 @@ fn whole_extents(size: u64, extent: u64, limit: u64) -> Result<u64, CreateError>
 }
 
 /// LVM takes sizes in whole sectors only, and rounds them up to extents itself.
-fn size_argument(size: u64) -> String {
+pub(crate) fn size_argument(size: u64) -> String {
     format!("{}b", round_up(size, 512).unwrap_or(size))
 }
 
-/// Why lvcreate failed, given what is there.
-fn explain(failure: CommandError, group: VolumeGroup, asked: u64) -> CreateError {
-    if asked > group.free {
-        return CreateError::Full { vg: group.name, asked, free: group.free };
+/// What is said of room that the trash holds.
+pub fn trash_note(bytes: u64) -> String {
+    match bytes {
+        0 => String::new(),
+        bytes => format!("; {} are in the trash, see `lvprov trash list`", human(bytes)),
     }
-    failure.into()
 }
 
 #[cfg(test)]
@@ -564,11 +651,13 @@ mod tests {
     #[test]
     fn a_full_group_says_what_is_missing() {
         let vg = VgName::parse("vg0").unwrap();
-        let error = CreateError::Full { vg: vg.clone(), asked: 3 << 30, free: 1 << 30 }.to_string();
+        let full = |trash| CreateError::Full { vg: vg.clone(), asked: 3 << 30, free: 1 << 30, trash }.to_string();
+        let error = full(0);
         assert_eq!(
             error,
             "volume group vg0 has 1 GiB free (1073741824 B), 3 GiB was asked for (3221225472 B): 2 GiB are missing"
         );
+        assert!(full(2 << 30).ends_with("2 GiB are missing; 2 GiB are in the trash, see `lvprov trash list`"));
         let name = LvName::parse("pvc-1").unwrap();
         let error = ExtendError::Full { vg, name, asked: 4 << 30, more: 3 << 30, free: 1 << 30 }.to_string();
         assert!(error.contains("needs 3 GiB more: 2 GiB are missing"), "{error}");

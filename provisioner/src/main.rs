@@ -33,6 +33,12 @@ enum Command {
     Volumes(admin::volumes::Args),
     /// Lists the log volumes of all nodes, and what pods have in them.
     Logs(admin::logs::Args),
+    /// Lists, restores and empties what is in the trash.
+    Trash(admin::trash::Args),
+    /// Gives a volume that was kept to another claim.
+    Reuse(admin::reuse::ReuseArgs),
+    /// Gives a logical volume that was made by hand to a claim.
+    Import(admin::reuse::ImportArgs),
     /// Lists the volume groups of all nodes.
     Capacity(admin::capacity::Args),
 }
@@ -56,6 +62,9 @@ fn main() -> ExitCode {
         Command::Gc(args) => admin::gc::run(args).map_err(Into::into),
         Command::Volumes(args) => admin::volumes::run(args).map_err(Into::into),
         Command::Logs(args) => admin::logs::run(args).map_err(Into::into),
+        Command::Trash(args) => admin::trash::run(args).map_err(Into::into),
+        Command::Reuse(args) => admin::reuse::reuse(args).map_err(Into::into),
+        Command::Import(args) => admin::reuse::import(args).map_err(Into::into),
         Command::Capacity(args) => admin::capacity::run(args).map_err(Into::into),
     };
     match done {

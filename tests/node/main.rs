@@ -1,6 +1,8 @@
 //! The driver on real LVM: one node without Kubernetes.
 
+mod adopt;
 mod bad_input;
+mod block;
 mod counts;
 mod data;
 mod filesystems;
@@ -14,6 +16,7 @@ mod sanity;
 mod service;
 mod shippers;
 mod storm;
+mod trash;
 mod trouble;
 
 use anyhow::Result;
@@ -25,7 +28,9 @@ const COMMANDS: &str = "/run/lvprov-commands.log";
 
 fn main() {
     let mut tests: Vec<Test<Node>> = Vec::new();
+    tests.extend(adopt::TESTS);
     tests.extend(bad_input::TESTS);
+    tests.extend(block::TESTS);
     tests.extend(counts::TESTS);
     tests.extend(data::TESTS);
     tests.extend(filesystems::TESTS);
@@ -39,6 +44,7 @@ fn main() {
     tests.extend(service::TESTS);
     tests.extend(shippers::TESTS);
     tests.extend(storm::TESTS);
+    tests.extend(trash::TESTS);
     tests.extend(trouble::TESTS);
     lvprov_tests::run(&tests, || {
         // Sparse: the tests leave their volumes behind.

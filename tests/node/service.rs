@@ -83,7 +83,7 @@ impl<'a> Service<'a> {
     }
 
     /// One answer.
-    fn ask(&self, args: &[&str]) -> Result<Value> {
+    pub(crate) fn ask(&self, args: &[&str]) -> Result<Value> {
         let mut answers = self.call(args)?;
         ensure!(answers.len() == 1, "{answers:?}");
         Ok(answers.remove(0))
@@ -99,12 +99,12 @@ impl<'a> Service<'a> {
         self.ask(&["delete", &format!("vg0/pvc-{uid}")])
     }
 
-    fn free(&self) -> Result<u64> {
+    pub(crate) fn free(&self) -> Result<u64> {
         self.ask(&["watch", "1"])?["free"].as_u64().context("free")
     }
 
     /// Waits until capacity is reported like this.
-    fn until_free(&self, free: u64) -> Result<()> {
+    pub(crate) fn until_free(&self, free: u64) -> Result<()> {
         let begun = Instant::now();
         loop {
             let now = self.free()?;
@@ -131,7 +131,7 @@ impl<'a> Service<'a> {
         Ok(())
     }
 
-    fn pid(&self) -> Result<String> {
+    pub(crate) fn pid(&self) -> Result<String> {
         Ok(self.node.read_file("/run/lvprov-node.pid")?.trim().to_owned())
     }
 
@@ -148,7 +148,7 @@ impl<'a> Service<'a> {
         self.status()
     }
 
-    fn status(&self) -> Result<String> {
+    pub(crate) fn status(&self) -> Result<String> {
         self.node.sh(
             "for i in $(seq 300); do test -s /run/lvprov-node.status && break; sleep 0.1; done; cat /run/lvprov-node.status",
         )

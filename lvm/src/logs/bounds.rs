@@ -82,6 +82,7 @@ mod tests {
             active: true,
             open: true,
             new: false,
+            marks: Default::default(),
             owner,
         }
     }

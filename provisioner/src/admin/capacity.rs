@@ -61,6 +61,7 @@ struct GroupReport {
     size_bytes: u64,
     free_bytes: u64,
     extent_bytes: u64,
+    trash_bytes: u64,
 }
 
 impl Report {
@@ -76,6 +77,7 @@ impl Report {
                         size_bytes: group.size_bytes,
                         free_bytes: group.free_bytes,
                         extent_bytes: group.extent_bytes,
+                        trash_bytes: group.trash_bytes,
                     })
                     .collect(),
             }
@@ -102,10 +104,11 @@ impl super::report::Report for Report {
                     human(group.size_bytes),
                     human(group.free_bytes),
                     used(group.size_bytes, group.free_bytes),
+                    if group.trash_bytes == 0 { "-".to_owned() } else { human(group.trash_bytes) },
                 ]);
             }
         }
-        let mut text = table::render(&["NODE", "VOLUME GROUP", "SIZE", "FREE", "USED"], &rows);
+        let mut text = table::render(&["NODE", "VOLUME GROUP", "SIZE", "FREE", "USED", "TRASH"], &rows);
         for node in &self.nodes {
             match node.node.unanswered() {
                 Some(line) => text.push_str(&line),
@@ -141,6 +144,7 @@ mod tests {
             size_bytes: size << 30,
             free_bytes: free << 30,
             extent_bytes: 4 << 20,
+            trash_bytes: if name == "hdd" { 3 << 30 } else { 0 },
         };
         let report = |node: &str, volume_groups| CapacityReport {
             node: node.into(),
@@ -155,9 +159,9 @@ mod tests {
         .text();
         assert_eq!(
             text,
-            "NODE  VOLUME GROUP  SIZE     FREE    USED\n\
-             a     hdd           100 GiB  50 GiB  50%\n\
-             a     vg0           20 GiB   5 GiB   75%\n\
+            "NODE  VOLUME GROUP  SIZE     FREE    USED  TRASH\n\
+             a     hdd           100 GiB  50 GiB  50%   3 GiB\n\
+             a     vg0           20 GiB   5 GiB   75%   -\n\
              node b did not answer: connection refused\n\
              node c has no volume group\n\
              total: 120 GiB, 55 GiB free, on 3 nodes\n"

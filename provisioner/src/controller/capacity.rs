@@ -318,7 +318,7 @@ mod tests {
     }
 
     fn up(name: &str, group: &str, free: u64) -> View {
-        let group = Group { name: group.into(), size: 1 << 40, free, extent: 4 << 20 };
+        let group = Group { name: group.into(), size: 1 << 40, free, extent: 4 << 20, trash: 0 };
         node(name, State::Up(vec![group]))
     }
 

@@ -7,13 +7,13 @@
 
 mod calls;
 mod capacity;
-mod claim;
+pub(crate) mod claim;
 mod context;
-mod error;
+pub(crate) mod error;
 mod events;
 mod growth;
 mod lease;
-mod names;
+pub(crate) mod names;
 pub mod nodes;
 mod placement;
 mod quantity;
@@ -22,7 +22,7 @@ mod renewal;
 mod scenarios;
 mod topology;
 mod trouble;
-mod validate;
+pub(crate) mod validate;
 pub mod volume;
 
 use std::fmt::Debug;

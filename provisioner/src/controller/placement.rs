@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use lvm::size::{human, round_up};
+use lvm::volume::trash_note;
 
 use super::nodes::{State, View};
 use super::validate::Request;
@@ -61,7 +62,7 @@ pub fn fit(request: &Request, class: &str, nodes: &[View], patience: Duration) -
                 let needed = round_up(request.bytes, found.extent.max(1)).unwrap_or(u64::MAX);
                 match needed.checked_sub(found.free) {
                     None | Some(0) => return Fit::Somewhere,
-                    Some(missing) => short.push((missing, found.free, node.name.as_str())),
+                    Some(missing) => short.push((missing, found.free, node.name.as_str(), found.trash)),
                 }
             }
         }
@@ -86,11 +87,9 @@ pub fn fit(request: &Request, class: &str, nodes: &[View], patience: Duration) -
     }
     // The nearest miss first: that is where to add a disk.
     short.sort_unstable();
-    let nodes = listed(
-        short
-            .iter()
-            .map(|(missing, free, name)| format!("{name} has {} free, {} missing", human(*free), human(*missing))),
-    );
+    let nodes = listed(short.iter().map(|(missing, free, name, trash)| {
+        format!("{name} has {} free, {} missing{}", human(*free), human(*missing), trash_note(*trash))
+    }));
     Fit::Nowhere(format!(
         "{} in volume group {group} fit on no node{allowed}: {nodes}.{not_counted} Ask for less, delete volumes, or \
          add a disk to the volume group (vgextend)",
@@ -135,6 +134,8 @@ mod tests {
             source: Source::default(),
             volume_group: VgName::parse("vg0").unwrap(),
             fs_type: FsType::Xfs,
+            block: false,
+            end: Default::default(),
             mount_options: String::new(),
             mkfs_options: String::new(),
             bytes,
@@ -148,7 +149,7 @@ mod tests {
     }
 
     fn up(name: &str, group: &str, free: u64) -> View {
-        node(name, State::Up(vec![Group { name: group.into(), size: 100 * GIB, free, extent: 4 << 20 }]))
+        node(name, State::Up(vec![Group { name: group.into(), size: 100 * GIB, free, extent: 4 << 20, trash: 0 }]))
     }
 
     fn down(name: &str, ago: u64) -> View {

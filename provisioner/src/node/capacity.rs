@@ -43,6 +43,8 @@ struct Known {
     promises: BTreeMap<u64, Entry>,
     /// The number of the next promise.
     next: u64,
+    /// Bytes of what is in the trash of each group.
+    trash: BTreeMap<VgName, u64>,
 }
 
 /// One volume in the ledger.
@@ -127,6 +129,17 @@ impl Capacity {
         self.known.borrow().available()
     }
 
+    /// What is in the trash now.
+    pub fn set_trash(&self, trash: BTreeMap<VgName, u64>) {
+        if let Some(known) = self.ledger.upgrade() {
+            known.send_if_modified(|known| {
+                let differs = known.trash != trash;
+                known.trash = trash;
+                differs
+            });
+        }
+    }
+
     /// Enters a volume of `size` bytes that is about to be made.
     pub fn promise(&self, vg: &VgName, size: u64) -> Promise {
         let mut number = 0;
@@ -156,9 +169,12 @@ impl Capacity {
                 if !capacity.known.borrow_and_update().promises.is_empty() {
                     sleep(QUIET).await;
                 }
-                let available = capacity.known.borrow_and_update().available();
+                let (available, trash) = {
+                    let known = capacity.known.borrow_and_update();
+                    (known.available(), known.trash.clone())
+                };
                 let Some(groups) = available else { continue };
-                let report = to_wire(&capacity.node, &groups, &failing);
+                let report = to_wire(&capacity.node, &groups, &trash, &failing);
                 if last.as_ref() != Some(&report) {
                     return Some((report.clone(), (capacity, failing, Some(report))));
                 }
@@ -167,7 +183,12 @@ impl Capacity {
     }
 }
 
-fn to_wire(node: &str, groups: &[VolumeGroup], failing: &Failing) -> wire::CapacityReport {
+fn to_wire(
+    node: &str,
+    groups: &[VolumeGroup],
+    trash: &BTreeMap<VgName, u64>,
+    failing: &Failing,
+) -> wire::CapacityReport {
     wire::CapacityReport {
         node: node.to_owned(),
         volume_groups: groups
@@ -177,6 +198,7 @@ fn to_wire(node: &str, groups: &[VolumeGroup], failing: &Failing) -> wire::Capac
                 size_bytes: group.size,
                 free_bytes: group.free,
                 extent_bytes: group.extent_size,
+                trash_bytes: trash.get(&group.name).copied().unwrap_or(0),
             })
             .collect(),
         failing_unmounts: failing.latest().to_vec(),

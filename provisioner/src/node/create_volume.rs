@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 
 use lvm::command::CommandError;
+use lvm::duration::{DurationError, parse_duration};
+use lvm::intent::{DeletePolicy, DeletePolicyError, Intent};
 use lvm::lock::LockError;
 use lvm::names::{ClaimName, ClaimUid, ClusterId, LvName, NameError, Namespace, VgName};
 use lvm::report::{LogicalVolume, ReportError};
@@ -13,8 +15,9 @@ use lvprov_proto::csi::{CapacityRange, CreateVolumeRequest, TopologyRequirement}
 use tonic::{Code, Status};
 
 use super::addressee::Misdirected;
-use super::capability::{self, CapabilityError};
+use super::capability::{self, Access, CapabilityError};
 use super::in_progress::Busy;
+use super::wiper::NotZeroed;
 use crate::names::{TOPOLOGY_NODE, parameters};
 
 /// Why there is no new volume.
@@ -46,6 +49,12 @@ pub enum CreateVolumeError {
         /// As it should be.
         expected: LvName,
     },
+    /// What is to be done with its bytes in the end.
+    #[error("parameter deletePolicy: {0}")]
+    DeletePolicy(#[from] DeletePolicyError),
+    /// How long it is to be in the trash.
+    #[error("parameter trashTime: {0}")]
+    TrashTime(#[from] DurationError),
     /// A volume has a name.
     #[error("the volume's name is missing")]
     NoName,
@@ -94,6 +103,9 @@ pub enum CreateVolumeError {
     /// LVM could not make it.
     #[error(transparent)]
     Lvm(#[from] CreateError),
+    /// It still shows what its extents held before.
+    #[error(transparent)]
+    NotZeroed(#[from] NotZeroed),
     /// The work broke off.
     #[error("creating the volume broke off: {0}")]
     Interrupted(String),
@@ -109,6 +121,8 @@ impl CreateVolumeError {
             | Self::Parameter { .. }
             | Self::Name { .. }
             | Self::NoName
+            | Self::DeletePolicy(_)
+            | Self::TrashTime(_)
             | Self::Capability(_)
             | Self::ContentSource
             | Self::MutableParameters => Code::InvalidArgument,
@@ -117,7 +131,9 @@ impl CreateVolumeError {
             // Wrong node for this class until an admin changes something: back to the scheduler.
             Self::NotServed { .. } | Self::Lvm(CreateError::NoVolumeGroup { .. }) => Code::FailedPrecondition,
             // The first call decides; this one learns of it by calling again.
-            Self::Busy(_) => Code::Aborted,
+            // So does one that is being overwritten.
+            Self::Busy(_) | Self::NotZeroed(NotZeroed::UnderWay { .. }) => Code::Aborted,
+            Self::NotZeroed(NotZeroed::Failed(_)) => Code::Unavailable,
             // Another node may have room: back to the scheduler.
             Self::Lvm(CreateError::Full { .. }) => Code::ResourceExhausted,
             // Somebody else's volume, or a smaller one: calling again does not change it.
@@ -192,12 +208,33 @@ pub fn parse(request: &CreateVolumeRequest, node: &str) -> Result<CreateData, Cr
         return Err(CreateVolumeError::MutableParameters);
     }
     let fs_parameter = request.parameters.get(parameters::FS_TYPE).map(String::as_str);
-    let fs = capability::check(&request.volume_capabilities, fs_parameter)?;
+    let access = capability::check(&request.volume_capabilities, fs_parameter)?;
     let (size, limit) = parse_range(request.capacity_range)?;
-    if size < fs.minimum_size() {
+    if let Access::Mount(fs) = access
+        && size < fs.minimum_size()
+    {
         return Err(CreateVolumeError::TooSmall { asked: size, fs });
     }
-    Ok(CreateData { vg, name, size, limit, extent_size: None, owner })
+    let intent = parse_intent(&request.parameters, access == Access::Block)?;
+    Ok(CreateData { vg, name, size, limit, extent_size: None, owner, intent })
+}
+
+/// What becomes of the volume in the end.
+fn parse_intent(given: &HashMap<String, String>, block: bool) -> Result<Intent, CreateVolumeError> {
+    let delete = match given.get(parameters::DELETE_POLICY).map(String::as_str) {
+        None | Some("") => DeletePolicy::default(),
+        Some(text) => text.parse()?,
+    };
+    let trash_time = match given.get(parameters::TRASH_TIME).map(String::as_str) {
+        None | Some("") => std::time::Duration::ZERO,
+        Some(text) => parse_duration(text)?,
+    };
+    let class = match given.get(parameters::CLASS).map(String::as_str) {
+        None | Some("") => None,
+        // A class has the same kind of name as a claim.
+        Some(name) => Some(checked(parameters::CLASS, name, ClaimName::parse)?.to_string()),
+    };
+    Ok(Intent { block, delete, trash_time, class })
 }
 
 /// Says that a volume is a claim's: all of them, or none.
@@ -252,7 +289,7 @@ fn check_place(requirement: Option<&TopologyRequirement>, node: &str) -> Result<
 }
 
 fn check_keys(given: &HashMap<String, String>) -> Result<(), CreateVolumeError> {
-    const KNOWN: [&str; 7] = [
+    const KNOWN: [&str; 10] = [
         parameters::VOLUME_GROUP,
         parameters::FS_TYPE,
         parameters::PVC_NAME,
@@ -260,6 +297,9 @@ fn check_keys(given: &HashMap<String, String>) -> Result<(), CreateVolumeError> 
         parameters::PV_NAME,
         parameters::CLAIM_UID,
         parameters::CLUSTER,
+        parameters::DELETE_POLICY,
+        parameters::TRASH_TIME,
+        parameters::CLASS,
     ];
     match given.keys().filter(|key| !KNOWN.contains(&key.as_str())).min() {
         None => Ok(()),
@@ -438,7 +478,7 @@ mod tests {
         let name = LvName::parse("pvc-1").unwrap();
         let cases = [
             (CreateError::NoVolumeGroup { vg: vg.clone(), present: "none".into() }, Code::FailedPrecondition),
-            (CreateError::Full { vg: vg.clone(), asked: 3 << 30, free: 1 << 30 }, Code::ResourceExhausted),
+            (CreateError::Full { vg: vg.clone(), asked: 3 << 30, free: 1 << 30, trash: 0 }, Code::ResourceExhausted),
             (CreateError::Conflict { vg, name, reason: String::new() }, Code::AlreadyExists),
             (CreateError::Size { asked: 1, reason: String::new() }, Code::OutOfRange),
         ];
@@ -479,7 +519,7 @@ mod tests {
         };
         assert_eq!(failure(running.into(), || Ok(None)).code(), Code::Unavailable);
         let vg = VgName::parse("vg0").unwrap();
-        let full = CreateError::Full { vg, asked: 3 << 30, free: 1 << 30 };
+        let full = CreateError::Full { vg, asked: 3 << 30, free: 1 << 30, trash: 0 };
         assert_eq!(failure(full, unreadable).code(), Code::ResourceExhausted);
     }
 }

@@ -184,7 +184,7 @@ mod tests {
     }
 
     fn free(free: u64) -> Group {
-        Group { name: "vg0".into(), size: 100 * GIB, free, extent: 4 << 20 }
+        Group { name: "vg0".into(), size: 100 * GIB, free, extent: 4 << 20, trash: 0 }
     }
 
     #[test]

@@ -37,6 +37,8 @@ pub struct Group {
     pub free: u64,
     /// Logical volumes are whole numbers of these.
     pub extent: u64,
+    /// What is in the trash.
+    pub trash: u64,
 }
 
 /// How a node service is doing.
@@ -323,6 +325,7 @@ impl Nodes {
                 size: group.size_bytes,
                 free: group.free_bytes,
                 extent: group.extent_bytes,
+                trash: group.trash_bytes,
             })
             .collect();
         let new = State::Up(groups);

@@ -120,7 +120,7 @@ impl Scene {
         let client = Client::new(service, "default");
         let node = FakeNode::start().await;
         let nodes = Nodes::new(None, 0);
-        let group = Group { name: "vg0".into(), size: 20 * GIB, free: 10 * GIB, extent: 4 << 20 };
+        let group = Group { name: "vg0".into(), size: 20 * GIB, free: 10 * GIB, extent: 4 << 20, trash: 0 };
         nodes.place(View::of("n1", State::Up(vec![group])), node.channel.clone());
         let ctx = Context {
             events: Events::new(client.clone(), "test".into()),
@@ -147,7 +147,7 @@ impl Scene {
 
     /// The node has so much free.
     fn group_has(&self, free: u64) {
-        self.node_is(State::Up(vec![Group { name: "vg0".into(), size: 20 * GIB, free, extent: 4 << 20 }]));
+        self.node_is(State::Up(vec![Group { name: "vg0".into(), size: 20 * GIB, free, extent: 4 << 20, trash: 0 }]));
     }
 }
 
