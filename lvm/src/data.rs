@@ -8,7 +8,7 @@ use crate::identity::{self, Owner};
 use crate::lock::{Lock, LockError};
 use crate::mounts::{self, Mount};
 use crate::names::{ClaimUid, LvName, Namespace, VgName};
-use crate::report::ReportError;
+use crate::report::{LogicalVolume, ReportError};
 use crate::volume::{ExtendError, Lvm, device};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -120,6 +120,16 @@ pub enum PublishDataError {
         /// What the system said.
         source: io::Error,
     },
+    /// It was made as a raw device.
+    #[error(
+        "logical volume {vg}/{lv} is a raw block volume: what is on it is its pods' own, and never mounted as a file system"
+    )]
+    Block {
+        /// The group.
+        vg: VgName,
+        /// The volume.
+        lv: LvName,
+    },
     /// It has no file system, and is not marked as new.
     #[error("logical volume {vg}/{lv} has no file system, and does not bear the mark of a new volume either: its superblock may be damaged. Nothing is formatted; look at it by hand ({repair})", repair = .fs.checker())]
     NotNew {
@@ -173,6 +183,43 @@ pub enum ExpandError {
     },
 }
 
+/// Where it is noted which devices are volumes that were made for a file system,
+/// by their kernel's id, which no other ever has. Emptied by a reboot: then LVM
+/// is asked once more.
+fn known_at(node: &Path) -> io::Result<PathBuf> {
+    Ok(Path::new(crate::lock::DIRECTORY).join("filesystems").join(crate::wipe::dm_uuid(node)?))
+}
+
+fn is_known(node: &Path) -> bool {
+    known_at(node).is_ok_and(|path| path.exists())
+}
+
+/// What cannot be noted is asked again.
+fn note_known(node: &Path) {
+    let _ = known_at(node).and_then(|path| {
+        std::fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
+        std::fs::write(path, "")
+    });
+}
+
+/// The device is one no more.
+pub(crate) fn forget_known(node: &Path) {
+    let _ = known_at(node).and_then(std::fs::remove_file);
+}
+
+impl Lvm {
+    /// Notes which of these volumes have file systems, so that their first mounts
+    /// need not ask.
+    pub fn note_file_systems(&self, volumes: &[LogicalVolume]) {
+        for volume in volumes {
+            let marks = &volume.marks;
+            if matches!(volume.owner, Owner::Data(_)) && !marks.intent.block && !marks.spare && volume.active {
+                note_known(&device(&volume.vg, &volume.name));
+            }
+        }
+    }
+}
+
 fn at_path(path: &Path) -> impl FnOnce(io::Error) -> PublishDataError {
     let path = path.display().to_string();
     |source| PublishDataError::Io { path, source }
@@ -184,6 +231,10 @@ impl Lvm {
     /// where that is not enough is it activated, and formatted if it is blank.
     pub fn publish_data(&self, request: &PublishData) -> Result<(), PublishDataError> {
         let node = device(&request.vg, &request.lv);
+        // What is in the trash, or room for a growth, has another name than its claim's.
+        if request.lv != LvName::for_claim(&request.claim_uid) {
+            return Err(Self::not_the_claims(request));
+        }
         if let Some(there) = mounts::at(&request.target).map_err(at_path(&request.target))? {
             return match mounts::device_number(&node) {
                 Ok(number) if number == there.device => Ok(()),
@@ -195,7 +246,10 @@ impl Lvm {
             false => None,
         };
         match filesystem::superblock(&self.runner, &node) {
-            Ok(Some(superblock)) if superblock.complete => self.mount_data(request, &node, superblock, lock.as_ref()),
+            // A superblock alone proves nothing: on a raw volume it would be its pods' own making.
+            Ok(Some(superblock)) if superblock.complete && is_known(&node) => {
+                self.mount_data(request, &node, superblock, lock.as_ref())
+            }
             Ok(_) => self.prepare_data(request, &node, lock),
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.prepare_data(request, &node, lock),
             Err(error) => Err(at_path(&node)(error)),
@@ -286,9 +340,16 @@ impl Lvm {
             Owner::Data(owner) if owner.claim_uid == request.claim_uid && owner.namespace == request.namespace => {}
             _ => return Err(Self::not_the_claims(request)),
         }
+        if found.marks.intent.block || found.marks.spare {
+            return Err(PublishDataError::Block { vg: request.vg.clone(), lv: request.lv.clone() });
+        }
+        if found.marks.trashed.is_some() {
+            return Err(PublishDataError::Missing { vg: request.vg.clone(), lv: request.lv.clone() });
+        }
         if !found.active || !node.exists() {
             self.activate(&mut self.lock_group(&request.vg)?, &request.vg, &request.lv)?;
         }
+        note_known(node);
         let uuid = identity::data_uuid(&request.namespace, &request.claim_uid);
         // A second look: another call may have done all this while we waited.
         let superblock = match filesystem::superblock(&self.runner, node).map_err(at_path(node))? {

@@ -12,6 +12,8 @@ use crate::names::{ClaimName, ClaimUid, ClusterId, LogVolumeName, Namespace};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+/// What all tags of ours begin with.
+pub const PREFIX: &str = "lvprov.io/";
 const KIND: &str = "lvprov.io/kind=";
 const CLUSTER: &str = "lvprov.io/cluster=";
 const CLAIM_UID: &str = "lvprov.io/claim-uid=";

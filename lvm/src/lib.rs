@@ -1,6 +1,8 @@
 //! LVM, file systems, mounts and quotas: the only code of lvprov that touches
 //! them. Synchronous, and ignorant of Kubernetes but for plain names.
 
+pub mod adopt;
+pub mod block;
 pub mod command;
 pub mod config;
 pub mod create_group;
@@ -11,7 +13,9 @@ pub mod duration;
 pub mod fault;
 pub mod filesystem;
 mod flock;
+pub mod grow;
 pub mod identity;
+pub mod intent;
 pub mod layout;
 pub mod lock;
 pub mod logs;
@@ -24,8 +28,10 @@ mod repair;
 pub mod report;
 mod shell;
 pub mod size;
+pub mod trash;
 pub mod trouble;
 pub mod volume;
+pub mod wipe;
 mod xattr;
 
 pub use volume::Lvm;

@@ -95,6 +95,19 @@ impl Mount {
     }
 }
 
+impl Mount {
+    /// Whether it may be one node of a device directory, mounted elsewhere.
+    pub fn is_of_a_node(&self) -> bool {
+        matches!(self.fs_type.as_str(), "devtmpfs" | "tmpfs") && self.root != Path::new("/")
+    }
+}
+
+/// The logical volume that a block device's node stands for. None: something else.
+pub fn logical_volume_of(node: &Path) -> Option<(VgName, LvName)> {
+    let device = device_number(node).ok()?;
+    Mount { device, root: PathBuf::new(), target: PathBuf::new(), fs_type: String::new() }.logical_volume()
+}
+
 /// Device number of a block device's node.
 pub fn device_number(node: &Path) -> io::Result<(u32, u32)> {
     let metadata = fs::metadata(node)?;

@@ -5,6 +5,7 @@
 //! output: such lines are dropped and counted.
 
 use crate::identity::{self, NEW, Owner};
+use crate::intent::Marks;
 use crate::layout::Layout;
 use crate::names::{LvName, VgName};
 use serde::Deserialize;
@@ -101,6 +102,8 @@ pub struct LogicalVolume {
     /// Whether the lvcreate that made it broke off: parts of it are still to be
     /// seen, which LVM hides before it is done.
     pub half_made: bool,
+    /// What else its tags say.
+    pub marks: Marks,
 }
 
 /// A report that could not be had or read.
@@ -176,7 +179,7 @@ struct LvRow {
 
 #[derive(Deserialize)]
 struct Report<T> {
-    #[serde(default = "Vec::new", alias = "vg", alias = "lv", alias = "pvseg")]
+    #[serde(default = "Vec::new", alias = "vg", alias = "lv", alias = "pvseg", alias = "seg")]
     rows: Vec<T>,
 }
 
@@ -316,6 +319,7 @@ pub fn volumes(stdout: &[u8]) -> Result<Vec<LogicalVolume>, ReportError> {
             new: tags().any(|tag| tag == NEW),
             layout: identity::layout_of(tags()),
             half_made: half_made.contains(&(row.vg_name.clone(), row.lv_name.clone())),
+            marks: Marks::from_tags(tags()),
         });
     }
     Ok(volumes)
@@ -355,6 +359,75 @@ pub(crate) fn disks(stdout: &[u8], lv: &LvName) -> Result<Disks, ReportError> {
     }
     let legs = legs.into_values().map(|segments| segments.into_values().collect()).collect();
     Ok(Disks { extent_size, partial, disks: disks.into_iter().collect(), legs })
+}
+
+/// A logical volume, whoever made it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AnyVolume {
+    /// Its name.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+    /// As lvs(8) has it.
+    pub attr: String,
+    /// All its tags.
+    pub tags: Vec<String>,
+}
+
+/// Decodes the output of `lvs`, with volumes that are not ours.
+pub fn any_volumes(stdout: &[u8]) -> Result<Vec<AnyVolume>, ReportError> {
+    let report = "lvs";
+    let (rows, _) = rows::<LvRow>(report, stdout)?;
+    let volume = |row: LvRow| {
+        Ok(AnyVolume {
+            size: number(report, "lv_size", &row.lv_size)?,
+            tags: row.lv_tags.split(',').filter(|tag| !tag.is_empty()).map(str::to_owned).collect(),
+            name: row.lv_name,
+            attr: row.lv_attr,
+        })
+    };
+    rows.into_iter().map(volume).collect()
+}
+
+pub(crate) const SEGMENT_FIELDS: &str = "lv_name,segtype,seg_pe_ranges";
+
+#[derive(Deserialize)]
+struct SegmentRow {
+    lv_name: String,
+    segtype: String,
+    seg_pe_ranges: String,
+}
+
+/// One piece of a logical volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    /// The volume's name, whoever made it.
+    pub lv: String,
+    /// `linear`, `striped`, …
+    pub kind: String,
+    /// Where its extents are: `/dev/sda:0-79`, as lvextend(8) takes them.
+    pub ranges: Vec<String>,
+}
+
+/// Decodes the output of `lvs --segments`.
+pub fn segments(stdout: &[u8]) -> Result<Vec<Segment>, ReportError> {
+    let report = "lvs";
+    let (rows, _) = rows::<SegmentRow>(report, stdout)?;
+    let is_range = |range: &str| {
+        let (device, extents) = range.rsplit_once(':').unwrap_or_default();
+        let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        device.starts_with("/dev/") && extents.split_once('-').is_some_and(|(from, to)| number(from) && number(to))
+    };
+    let mut segments = Vec::with_capacity(rows.len());
+    for row in rows {
+        let ranges: Vec<String> = row.seg_pe_ranges.split_whitespace().map(str::to_owned).collect();
+        if row.segtype == "linear" && !ranges.iter().all(|range| is_range(range)) {
+            let reason = format!("seg_pe_ranges is {:?}", row.seg_pe_ranges);
+            return Err(ReportError::Unreadable { report, reason });
+        }
+        segments.push(Segment { lv: row.lv_name, kind: row.segtype, ranges });
+    }
+    Ok(segments)
 }
 
 #[cfg(test)]
@@ -450,9 +523,22 @@ mod tests {
         assert!(volume_groups(text.as_bytes()).is_err());
     }
 
+    #[test]
+    fn segments_say_where_they_are() {
+        let text = |ranges: &str| {
+            format!(r#"{{"report":[{{"seg":[{{"lv_name":"a","segtype":"linear","seg_pe_ranges":"{ranges}"}}]}}]}}"#)
+        };
+        let found = segments(text("/dev/ubdb:0-79 /dev/sd:x:3-3").as_bytes()).unwrap();
+        assert_eq!(found[0].ranges, ["/dev/ubdb:0-79", "/dev/sd:x:3-3"]);
+        for bad in ["sda:0-1", "/dev/sda", "/dev/sda:0", "/dev/sda:a-1", "--yes"] {
+            assert!(segments(text(bad).as_bytes()).is_err(), "{bad}");
+        }
+    }
+
     proptest! {
         #[test]
         fn any_output_is_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = segments(&bytes);
             let _ = volumes(&bytes);
             let _ = volume_groups(&bytes);
             let _ = disks(&bytes, &LvName::parse("pvc-1").unwrap());

@@ -8,6 +8,7 @@ use crate::config::NodeConfig;
 use crate::fault;
 use crate::filesystem;
 use crate::identity::{self, DataOwner, Owner};
+use crate::intent::Intent;
 use crate::layout::{Layout, Shortage};
 use crate::lock::{Lock, LockError};
 use crate::names::{LvName, VgName, dm_name};
@@ -52,6 +53,32 @@ pub struct CreateData {
     pub metadata_free: Option<u64>,
     /// Whose it is.
     pub owner: DataOwner,
+    /// What it is meant for.
+    pub intent: Intent,
+}
+
+impl CreateData {
+    /// What `lvcreate` is to tag it with.
+    pub(crate) fn tags(&self) -> Vec<String> {
+        let mut tags = Owner::Data(self.owner.clone()).to_tags();
+        tags.extend(self.intent.to_tags());
+        tags.extend(identity::layout_tag(self.layout));
+        tags
+    }
+
+    pub(crate) fn conflict(&self, reason: &str) -> CreateError {
+        CreateError::Conflict { vg: self.vg.clone(), name: self.name.clone(), reason: reason.to_owned() }
+    }
+}
+
+/// A volume that was made just now, or found.
+pub(crate) struct Begun {
+    /// The group's.
+    pub lock: Lock,
+    /// Bytes asked for, in whole stripes.
+    pub size: u64,
+    /// None: it was made.
+    pub found: Option<LogicalVolume>,
 }
 
 /// A data volume that is there.
@@ -61,6 +88,9 @@ pub struct Created {
     pub size: u64,
     /// Whether an earlier call had made it.
     pub existed: bool,
+    /// Whether it still has to be overwritten before anybody is given it; see
+    /// [`Lvm::zero_new`].
+    pub wiping: bool,
 }
 
 /// A volume could not be made.
@@ -75,7 +105,7 @@ pub enum CreateError {
         present: String,
     },
     /// It does not fit.
-    #[error("volume group {vg} has {} free ({free} B), {} was asked for ({asked} B): {} are missing", human(*.free), human(*.asked), human(.asked.saturating_sub(*.free)))]
+    #[error("volume group {vg} has {} free ({free} B), {} was asked for ({asked} B): {} are missing{}", human(*.free), human(*.asked), human(.asked.saturating_sub(*.free)), trash_note(*.trash))]
     Full {
         /// The group.
         vg: VgName,
@@ -83,6 +113,8 @@ pub enum CreateError {
         asked: u64,
         /// Bytes free.
         free: u64,
+        /// Bytes of what is in the trash.
+        trash: u64,
     },
     /// It does not fit on the disks as it is to lie there.
     #[error("volume group {vg} cannot hold {}: {shortage}", human(*.asked))]
@@ -183,6 +215,8 @@ impl std::fmt::Display for Partial<'_> {
 pub enum Deleted {
     /// It has been removed.
     Removed,
+    /// It is in the trash.
+    Trashed,
     /// It was not there.
     Absent,
 }
@@ -274,6 +308,39 @@ pub enum ExtendError {
         /// Bytes by which its metadata can grow.
         free: u64,
     },
+    /// The room that a raw volume grows by has to be overwritten first; see
+    /// [`crate::grow`].
+    #[error("the room that {vg}/{name} grows by is overwritten with zeros first, as logical volume {vg}/{spare}")]
+    Zeroing {
+        /// The group.
+        vg: VgName,
+        /// The volume.
+        name: LvName,
+        /// The room.
+        spare: LvName,
+    },
+    /// A raw volume of a layout whose room cannot be handed on.
+    #[error("raw volume {vg}/{name} is of type {layout}, and only linear ones can grow")]
+    Layout {
+        /// The group.
+        vg: VgName,
+        /// The volume.
+        name: LvName,
+        /// What LVM calls it.
+        layout: String,
+    },
+    /// A volume of another owner has the name that is needed.
+    #[error(
+        "logical volume {vg}/{spare} is in the way of growing {name}, and not of its owner; remove it by hand if nobody needs it"
+    )]
+    InTheWay {
+        /// The group.
+        vg: VgName,
+        /// The volume.
+        name: LvName,
+        /// What is in the way.
+        spare: LvName,
+    },
     /// The lock was not free in time.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -345,7 +412,7 @@ impl Lvm {
         self.runner.patience(PATIENCE)
     }
 
-    fn report(
+    pub(crate) fn report(
         &self,
         command: &str,
         fields: &str,
@@ -374,7 +441,7 @@ impl Lvm {
         self.groups(None)
     }
 
-    fn groups(&self, lock: Option<&Lock>) -> Result<Vec<VolumeGroup>, ReportError> {
+    pub(crate) fn groups(&self, lock: Option<&Lock>) -> Result<Vec<VolumeGroup>, ReportError> {
         report::volume_groups(&self.report("vgs", report::VG_FIELDS, None, lock)?)
     }
 
@@ -385,7 +452,7 @@ impl Lvm {
 
     /// Our logical volumes of one group: one report. An error where the group
     /// is not there.
-    fn volumes_of(&self, vg: &VgName, lock: Option<&Lock>) -> Result<Vec<LogicalVolume>, ReportError> {
+    pub(crate) fn volumes_of(&self, vg: &VgName, lock: Option<&Lock>) -> Result<Vec<LogicalVolume>, ReportError> {
         report::volumes(&self.report("lvs", report::LV_FIELDS, Some(vg.as_str()), lock)?)
     }
 
@@ -395,12 +462,17 @@ impl Lvm {
     }
 
     /// As [`Lvm::find`], under the group's lock.
-    fn find_in(&self, vg: &VgName, name: &LvName, lock: Option<&Lock>) -> Result<Option<LogicalVolume>, ReportError> {
+    pub(crate) fn find_in(
+        &self,
+        vg: &VgName,
+        name: &LvName,
+        lock: Option<&Lock>,
+    ) -> Result<Option<LogicalVolume>, ReportError> {
         Ok(self.volumes_of(vg, lock)?.into_iter().find(|lv| lv.name == *name))
     }
 
     /// The groups, and the one that is asked for, or an error that names those that are there.
-    fn group(&self, vg: &VgName, lock: &Lock) -> Result<VolumeGroup, CreateError> {
+    pub(crate) fn group(&self, vg: &VgName, lock: &Lock) -> Result<VolumeGroup, CreateError> {
         let groups = self.groups(Some(lock))?;
         let present: Vec<&str> = groups.iter().map(|group| group.name.as_str()).collect();
         let present = if present.is_empty() { "none".to_owned() } else { present.join(", ") };
@@ -412,7 +484,37 @@ impl Lvm {
     /// same request gives the same volume. One mutating command, and no report
     /// where `extent_size` is known and nothing goes wrong.
     pub fn create_data(&self, request: &CreateData) -> Result<Created, CreateError> {
-        let owner = Owner::Data(request.owner.clone());
+        if request.intent.block {
+            return self.create_block(request);
+        }
+        let uuid = identity::data_uuid(&request.owner.namespace, &request.owner.claim_uid);
+        let tags = request.tags();
+        let made = |size: u64| {
+            mark(request, uuid)?;
+            fault::point("mark-after");
+            Ok(Created { size, existed: false, wiping: false })
+        };
+        let Begun { mut lock, size, found } = self.begin(request, &tags)?;
+        let Some(found) = found else { return made(size) };
+        if found.marks.intent.block {
+            return Err(request.conflict("it is a raw block volume, and one with a file system was asked for"));
+        }
+        if !found.open && !self.is_whole(&mut lock, &found, uuid)? {
+            self.lvremove(&mut lock, &found.vg, &found.name)?;
+            // It took room of its own until now.
+            let disks = match request.layout.is_linear() {
+                true => Vec::new(),
+                false => place(request, &self.group(&request.vg, &lock)?, size)?,
+            };
+            self.lvcreate(&mut lock, &request.vg, &request.name, size, request.layout, &tags, &disks)?;
+            return made(size);
+        }
+        Ok(Created { size: found.size, existed: true, wiping: false })
+    }
+
+    /// Makes the logical volume of a request, or finds the one that is its
+    /// owner's, of its layout, and large enough.
+    pub(crate) fn begin(&self, request: &CreateData, tags: &[String]) -> Result<Begun, CreateError> {
         let mut lock = self.lock_group(&request.vg)?;
         let size = |extent| whole_stripes(request.size, request.layout, extent, request.limit);
         let planned = match request.extent_size.filter(|_| request.layout.is_linear()) {
@@ -423,23 +525,15 @@ impl Lvm {
                 place(request, &group, size).map(|disks| (size, disks)).map_err(|error| (size, error))
             }
         };
-        let mut tags = owner.to_tags();
-        tags.extend(identity::layout_tag(request.layout));
-        let uuid = identity::data_uuid(&request.owner.namespace, &request.owner.claim_uid);
         let make = |lock: &mut Lock, size: u64, disks: &[String]| {
-            let made = self.lvcreate(lock, &request.vg, &request.name, size, request.layout, &tags, disks);
-            made.map(|()| {
-                mark(request, uuid)?;
-                fault::point("mark-after");
-                Ok(Created { size, existed: false })
-            })
+            self.lvcreate(lock, &request.vg, &request.name, size, request.layout, tags, disks)
         };
         let known_full = request.metadata_free.is_some_and(|free| volumes_that_fit(free) == 0);
         let (size, disks, failure) = match planned {
             // An earlier call may have made the volume, or there is room by now.
             Ok((size, disks)) if known_full => (size, disks, None),
             Ok((size, disks)) => match make(&mut lock, size, &disks) {
-                Ok(made) => return made,
+                Ok(()) => return Ok(Begun { lock, size, found: None }),
                 Err(error) => (size, disks, Some(CreateError::from(error))),
             },
             Err((size, refused)) => (size, Vec::new(), Some(refused)),
@@ -447,37 +541,34 @@ impl Lvm {
         // Now it pays to ask what is there.
         let group = self.group(&request.vg, &lock)?;
         let Some(found) = self.find_in(&request.vg, &request.name, Some(&lock))? else {
-            return match failure {
-                Some(failure) => Err(explain(failure, group, size)),
+            let failure = match failure {
+                Some(failure) => failure,
                 None if volumes_that_fit(group.metadata.free) == 0 => {
-                    Err(CreateError::MetadataFull { vg: group.name, free: group.metadata.free })
+                    return Err(CreateError::MetadataFull { vg: group.name, free: group.metadata.free });
                 }
-                None => {
-                    make(&mut lock, size, &disks).unwrap_or_else(|failure| Err(explain(failure.into(), group, size)))
-                }
+                None => match make(&mut lock, size, &disks) {
+                    Ok(()) => return Ok(Begun { lock, size, found: None }),
+                    Err(failure) => failure.into(),
+                },
             };
+            return Err(self.explain(&lock, failure, group, size));
         };
-        let conflict =
-            |reason: String| CreateError::Conflict { vg: request.vg.clone(), name: request.name.clone(), reason };
-        if found.owner != owner {
-            return Err(conflict("it belongs to another claim".to_owned()));
+        if found.marks.trashed.is_some() {
+            // It was on its way to the trash: the name is needed now.
+            self.to_trash(&mut lock, &found)?;
+            drop(lock);
+            return self.begin(request, tags);
+        }
+        if found.owner != Owner::Data(request.owner.clone()) {
+            return Err(request.conflict("it belongs to another claim"));
         }
         if found.layout != request.layout {
-            return Err(conflict(format!("its layout is {} and not {}", found.layout, request.layout)));
+            return Err(request.conflict(&format!("its layout is {} and not {}", found.layout, request.layout)));
         }
         if found.size < size {
-            return Err(conflict(format!("it has {} and not {}", human(found.size), human(size))));
+            return Err(request.conflict(&format!("it has {} and not {}", human(found.size), human(size))));
         }
-        if !found.open && !self.is_whole(&mut lock, &found, uuid)? {
-            self.lvremove(&mut lock, &found.vg, &found.name)?;
-            // It took room of its own until now.
-            let disks = match request.layout.is_linear() {
-                true => Vec::new(),
-                false => place(request, &self.group(&request.vg, &lock)?, size)?,
-            };
-            return make(&mut lock, size, &disks)?;
-        }
-        Ok(Created { size: found.size, existed: true })
+        Ok(Begun { lock, size, found: Some(found) })
     }
 
     /// Whether a data volume that an earlier call made is ready for its owner:
@@ -518,12 +609,28 @@ impl Lvm {
         };
         let group = self.group(vg, lock)?;
         let size = whole_stripes(size, Layout::Linear, group.extent_size, 0)?;
-        Err(explain(failure.into(), group, size))
+        Err(self.explain(lock, failure.into(), group, size))
+    }
+
+    /// Why lvcreate failed, given what is there.
+    fn explain(&self, lock: &Lock, failure: CreateError, group: VolumeGroup, asked: u64) -> CreateError {
+        match failure {
+            CreateError::Command(_) if group.partial => CreateError::Partial { vg: group.name },
+            CreateError::Command(_) if asked > group.free => {
+                let all = self.volumes_of(&group.name, Some(lock)).unwrap_or_default();
+                let trash = all.iter().filter(|volume| volume.marks.trashed.is_some()).map(|volume| volume.size).sum();
+                CreateError::Full { vg: group.name, asked, free: group.free, trash }
+            }
+            CreateError::Command(CommandError::Failed { .. }) if group.metadata.free < VOLUME_METADATA => {
+                CreateError::MetadataFull { vg: group.name, free: group.metadata.free }
+            }
+            other => other,
+        }
     }
 
     /// `disks`: those that it is to lie on; none: LVM chooses.
     #[allow(clippy::too_many_arguments, reason = "they are what lvcreate is told")]
-    fn lvcreate(
+    pub(crate) fn lvcreate(
         &self,
         lock: &mut Lock,
         vg: &VgName,
@@ -551,7 +658,7 @@ impl Lvm {
         Ok(())
     }
 
-    fn lvremove(&self, lock: &mut Lock, vg: &VgName, name: &LvName) -> Result<(), CommandError> {
+    pub(crate) fn lvremove(&self, lock: &mut Lock, vg: &VgName, name: &LvName) -> Result<(), CommandError> {
         fault::point("lvremove-before");
         fault::during("lvremove-during");
         self.mutate(lock, &["lvremove".into(), "--yes".into(), "--quiet".into(), format!("{vg}/{name}")])?;
@@ -584,8 +691,26 @@ impl Lvm {
         if !is_meant(&found) {
             return Ok(Deleted::Absent);
         }
-        if found.open {
+        if found.marks.trashed.is_some() {
+            // It is on its way, and may be being wiped already.
+            self.to_trash(&mut lock, &found)?;
+            return Ok(Deleted::Trashed);
+        }
+        if found.open || crate::block::is_published(vg, name) {
             return Err(DeleteError::InUse { vg: vg.clone(), name: name.clone() });
+        }
+        let marks = &found.marks;
+        if marks.intent.block
+            && let Some(spare) = self.find(vg, &crate::grow::spare_of(name))?
+            && spare.marks.spare
+            && spare.owner == found.owner
+        {
+            self.lvremove(&mut lock, vg, &spare.name)?;
+        }
+        // What nobody was ever given needs no grace.
+        if matches!(found.owner, Owner::Data(_)) && marks.intent.is_trashed_first() && !(marks.wiping || marks.spare) {
+            self.to_trash(&mut lock, &found)?;
+            return Ok(Deleted::Trashed);
         }
         self.lvremove(&mut lock, vg, name)?;
         Ok(Deleted::Removed)
@@ -633,6 +758,9 @@ impl Lvm {
             .ok_or_else(|| ExtendError::Missing { vg: vg.clone(), name: name.clone() })?;
         if found.size >= size {
             return Ok(found.size);
+        }
+        if found.marks.intent.block {
+            return self.extend_block(&mut lock, &found, size);
         }
         self.lvextend(&mut lock, vg, name, found.layout, found.size, size)?;
         Ok(self.find_in(vg, name, Some(&lock))?.map_or(size, |grown| grown.size))
@@ -765,19 +893,15 @@ fn whole_stripes(size: u64, layout: Layout, extent: u64, limit: u64) -> Result<u
 }
 
 /// LVM takes sizes in whole sectors only, and rounds them up to extents itself.
-fn size_argument(size: u64) -> String {
+pub(crate) fn size_argument(size: u64) -> String {
     format!("{}b", round_up(size, 512).unwrap_or(size))
 }
 
-/// Why lvcreate failed, given what is there.
-fn explain(failure: CreateError, group: VolumeGroup, asked: u64) -> CreateError {
-    match failure {
-        CreateError::Command(_) if group.partial => CreateError::Partial { vg: group.name },
-        CreateError::Command(_) if asked > group.free => CreateError::Full { vg: group.name, asked, free: group.free },
-        CreateError::Command(CommandError::Failed { .. }) if group.metadata.free < VOLUME_METADATA => {
-            CreateError::MetadataFull { vg: group.name, free: group.metadata.free }
-        }
-        other => other,
+/// What is said of room that the trash holds.
+pub fn trash_note(bytes: u64) -> String {
+    match bytes {
+        0 => String::new(),
+        bytes => format!("; {} are in the trash, see `lvprov trash list`", human(bytes)),
     }
 }
 
@@ -802,11 +926,13 @@ mod tests {
     #[test]
     fn a_full_group_says_what_is_missing() {
         let vg = VgName::parse("vg0").unwrap();
-        let error = CreateError::Full { vg: vg.clone(), asked: 3 << 30, free: 1 << 30 }.to_string();
+        let full = |trash| CreateError::Full { vg: vg.clone(), asked: 3 << 30, free: 1 << 30, trash }.to_string();
+        let error = full(0);
         assert_eq!(
             error,
             "volume group vg0 has 1 GiB free (1073741824 B), 3 GiB was asked for (3221225472 B): 2 GiB are missing"
         );
+        assert!(full(2 << 30).ends_with("2 GiB are missing; 2 GiB are in the trash, see `lvprov trash list`"));
         let name = LvName::parse("pvc-1").unwrap();
         let error = ExtendError::Full { vg, name, asked: 4 << 30, more: 3 << 30, free: 1 << 30 }.to_string();
         assert!(error.contains("needs 3 GiB more: 2 GiB are missing"), "{error}");

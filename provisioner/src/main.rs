@@ -33,6 +33,12 @@ enum Command {
     Volumes(admin::volumes::Args),
     /// Lists the log volumes of all nodes, and what pods have in them.
     Logs(admin::logs::Args),
+    /// Lists, restores and empties what is in the trash.
+    Trash(admin::trash::Args),
+    /// Gives a volume that was kept to another claim.
+    Reuse(admin::reuse::ReuseArgs),
+    /// Gives a logical volume that was made by hand to a claim.
+    Import(admin::reuse::ImportArgs),
     /// Lists the volume groups of all nodes.
     Capacity(admin::capacity::Args),
     /// Says what will hurt on this node, or on others, and what to do.
@@ -60,6 +66,9 @@ fn main() -> ExitCode {
         Command::Gc(args) => finished(admin::gc::run(args)),
         Command::Volumes(args) => finished(admin::volumes::run(args)),
         Command::Logs(args) => finished(admin::logs::run(args)),
+        Command::Trash(args) => finished(admin::trash::run(args)),
+        Command::Reuse(args) => finished(admin::reuse::reuse(args)),
+        Command::Import(args) => finished(admin::reuse::import(args)),
         Command::Capacity(args) => finished(admin::capacity::run(args)),
         Command::Vg(args) => finished(admin::vg::run(&args)),
         Command::Doctor(args) => admin::doctor::run(&args).map_err(Into::into),

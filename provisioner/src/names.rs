@@ -94,4 +94,11 @@ pub mod parameters {
     pub const CLAIM_UID: &str = "lvprov.io/claim-uid";
     /// UID of the cluster's kube-system namespace. Required.
     pub const CLUSTER: &str = "lvprov.io/cluster";
+    /// What is done with the volume's bytes when it is deleted: `remove` (the
+    /// default), `discard` or `zero`.
+    pub const DELETE_POLICY: &str = "deletePolicy";
+    /// How long it is kept in the trash before that: `24h`.
+    pub const TRASH_TIME: &str = "trashTime";
+    /// Name of the StorageClass.
+    pub const CLASS: &str = "lvprov.io/storage-class";
 }

@@ -26,6 +26,7 @@ use lvprov::node::served::Served;
 use lvprov::node::server::{self, LONGEST_CONNECTION, Shared, Tls};
 use lvprov::node::sockets::{Paths, Socket};
 use lvprov::node::trouble::Failing;
+use lvprov::node::wiper::Wiper;
 use lvprov::tls::TlsDirectory;
 use lvprov_proto::csi::controller_client::ControllerClient;
 use lvprov_proto::csi::identity_client::IdentityClient;
@@ -106,9 +107,11 @@ impl Bench {
         });
         let (locks, backup) = (at("locks"), at("backup"));
         let reporter = tokio::spawn(async move { reporter.run(&locks, &backup).await.unwrap() });
+        let lvm = Arc::new(Lvm::new(NodeConfig::default()));
         let shared = Shared {
             node_name: NODE.to_owned(),
-            lvm: Arc::new(Lvm::new(NodeConfig::default())),
+            wiper: Wiper::new(Arc::clone(&lvm), Served::default(), capacity.clone()),
+            lvm,
             served: Served::new(&[VgName::parse("vg0").unwrap()]),
             pods: PodsDirectory::new(&at("kubelet")),
             capacity,

@@ -23,7 +23,7 @@ fn claims(cluster: &Cluster) -> Result<()> {
     let cases: [(&str, &str, &str, &str, &[&str]); 12] = [
         ("rwx", "xfs", "1Gi", modes, &["ReadWriteMany", "ReadWriteOnce"]),
         ("rox", "xfs", "1Gi", "accessModes: [ReadOnlyMany]", &["ReadOnlyMany"]),
-        ("block", "xfs", "1Gi", "volumeMode: Block", &["Block"]),
+        ("block", "xfs", "1Gi", "volumeMode: Block", &["Block", "source: csi"]),
         ("selector", "xfs", "1Gi", "selector: {matchLabels: {a: b}}", &["selector"]),
         ("source", "xfs", "1Gi", "dataSource: {kind: PersistentVolumeClaim, name: rwx}", &["dataSource"]),
         ("attributes", "xfs", "1Gi", "volumeAttributesClassName: gold", &["VolumeAttributesClass"]),

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod behaviours;
+mod block;
 mod capacity;
 mod certificates;
 mod claims;
@@ -28,6 +29,7 @@ fn main() {
     let mut tests: Vec<Test<Cluster>> = Vec::new();
     tests.extend(claims::TESTS);
     tests.extend(growth::TESTS);
+    tests.extend(block::TESTS);
     tests.extend(capacity::TESTS);
     tests.extend(layouts::TESTS);
     tests.extend(bad_input::TESTS);

@@ -1,6 +1,8 @@
 //! The driver on real LVM: one node without Kubernetes.
 
+mod adopt;
 mod bad_input;
+mod block;
 mod counts;
 mod data;
 mod doctor;
@@ -18,6 +20,7 @@ mod service;
 mod shell;
 mod shippers;
 mod storm;
+mod trash;
 mod trouble;
 
 use anyhow::Result;
@@ -29,7 +32,9 @@ const COMMANDS: &str = "/run/lvprov-commands.log";
 
 fn main() {
     let mut tests: Vec<Test<Node>> = Vec::new();
+    tests.extend(adopt::TESTS);
     tests.extend(bad_input::TESTS);
+    tests.extend(block::TESTS);
     tests.extend(counts::TESTS);
     tests.extend(data::TESTS);
     tests.extend(doctor::TESTS);
@@ -47,6 +52,7 @@ fn main() {
     tests.extend(shell::TESTS);
     tests.extend(shippers::TESTS);
     tests.extend(storm::TESTS);
+    tests.extend(trash::TESTS);
     tests.extend(trouble::TESTS);
     lvprov_tests::run(&tests, || {
         // Sparse: the tests leave their volumes behind.

@@ -8,11 +8,14 @@ use xtask::agent::Command;
 use xtask::setup::kubernetes::CSI_SANITY;
 use xtask::testbed::Node;
 
-pub const TESTS: [Test<Node>; 1] = [("sanity::csi_sanity_passes_whole", csi_sanity)];
+pub const TESTS: [Test<Node>; 2] = [
+    ("sanity::csi_sanity_passes_whole", |node| csi_sanity(node, "mount")),
+    ("sanity::csi_sanity_passes_whole_for_raw_block", |node| csi_sanity(node, "block")),
+];
 
 const PARAMETERS: &str = "volumeGroup: vg0\ncsi.storage.k8s.io/fstype: xfs\n";
 
-fn csi_sanity(node: &Node) -> Result<()> {
+fn csi_sanity(node: &Node, access: &str) -> Result<()> {
     let _service = Service::start(node)?;
     node.write_file("/run/sanity.yaml", PARAMETERS)?;
     let volumes = || -> Result<String> { node.sh("lvs --noheadings -o lv_name vg0 | sort") };
@@ -21,6 +24,7 @@ fn csi_sanity(node: &Node) -> Result<()> {
         CSI_SANITY.binary().display().to_string().as_str(),
         "-csi.endpoint=unix:///var/lib/kubelet/plugins/lvm.lvprov.io/csi.sock",
         "-csi.testvolumeparameters=/run/sanity.yaml",
+        &format!("-csi.testvolumeaccesstype={access}"),
         // Of 100 GiB there is room for some, and for twice the size.
         "-csi.testvolumesize=1073741824",
         "-csi.testvolumeexpandsize=2147483648",

@@ -100,12 +100,12 @@ impl<'a> Service<'a> {
         self.ask(&["delete", &format!("vg0/pvc-{uid}")])
     }
 
-    fn free(&self) -> Result<u64> {
+    pub(crate) fn free(&self) -> Result<u64> {
         self.ask(&["watch", "1"])?["free"].as_u64().context("free")
     }
 
     /// Waits until capacity is reported like this.
-    fn until_free(&self, free: u64) -> Result<()> {
+    pub(crate) fn until_free(&self, free: u64) -> Result<()> {
         let begun = Instant::now();
         loop {
             let now = self.free()?;
@@ -149,7 +149,7 @@ impl<'a> Service<'a> {
         self.status()
     }
 
-    fn status(&self) -> Result<String> {
+    pub(crate) fn status(&self) -> Result<String> {
         self.node.sh(
             "for i in $(seq 300); do test -s /run/lvprov-node.status && break; sleep 0.1; done; cat /run/lvprov-node.status",
         )

@@ -120,6 +120,15 @@ impl<'a> Space<'a> {
         self.pod(name, node, &[claim_volume(claim)])
     }
 
+    /// A pod that has a claim as the raw device /dev/raw; `more` is further YAML
+    /// of its `persistentVolumeClaim`.
+    pub fn raw_pod(&self, name: &str, node: Option<&str>, claim: &str, more: &str) -> Result<()> {
+        let volume = format!("persistentVolumeClaim: {{claimName: {claim}{more}}}");
+        let yaml = self.pod_yaml(name, node, &[volume]);
+        let mounts = "volumeMounts: [{name: v0, mountPath: /v0}]";
+        self.cluster.apply(&yaml.replace(mounts, "volumeDevices: [{name: v0, devicePath: /dev/raw}]")).map(drop)
+    }
+
     /// Waits for a condition of an object of this namespace.
     pub fn wait(&self, object: &str, condition: &str) -> Result<()> {
         self.cluster.wait(&format!("-n {} {object}", self.name), condition, LONG)

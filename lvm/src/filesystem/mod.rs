@@ -2,18 +2,20 @@
 
 mod mkfs;
 mod mount_options;
+mod uuid;
 
+pub use self::uuid::{UuidError, set_uuid};
 pub use mkfs::{MkfsOptionError, MkfsOptions, NewFs, make};
 pub use mount_options::{MountOptionError, MountOptions};
 
 use crate::command::{CommandError, Kind, Runner};
 use crate::device;
+use ::uuid::Uuid;
 use std::fmt;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use uuid::Uuid;
 
 /// File systems that volumes can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -85,6 +85,7 @@ mod tests {
             new: false,
             layout: Layout::Linear,
             half_made: false,
+            marks: Default::default(),
             owner,
         }
     }

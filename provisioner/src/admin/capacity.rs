@@ -65,6 +65,7 @@ struct GroupReport {
     layouts: Vec<String>,
     device_classes: Vec<String>,
     default_device_class: bool,
+    trash_bytes: u64,
 }
 
 impl Report {
@@ -84,6 +85,7 @@ impl Report {
                         layouts: group.layouts,
                         device_classes: group.device_classes,
                         default_device_class: group.default_device_class,
+                        trash_bytes: group.trash_bytes,
                     })
                     .collect(),
             }
@@ -110,11 +112,13 @@ impl super::report::Report for Report {
                     human(group.size_bytes),
                     human(group.free_bytes),
                     used(group.size_bytes, group.free_bytes),
+                    if group.trash_bytes == 0 { "-".to_owned() } else { human(group.trash_bytes) },
                     classes(group),
                 ]);
             }
         }
-        let mut text = table::render(&["NODE", "VOLUME GROUP", "SIZE", "FREE", "USED", "DEVICE CLASSES"], &rows);
+        let header = ["NODE", "VOLUME GROUP", "SIZE", "FREE", "USED", "TRASH", "DEVICE CLASSES"];
+        let mut text = table::render(&header, &rows);
         for node in &self.nodes {
             match node.node.unanswered() {
                 Some(line) => text.push_str(&line),
@@ -164,6 +168,7 @@ mod tests {
             layouts: vec!["linear".into()],
             device_classes: if name == "hdd" { vec!["bulk".into(), "cheap".into()] } else { Vec::new() },
             default_device_class: name == "hdd",
+            trash_bytes: if name == "hdd" { 3 << 30 } else { 0 },
         };
         let report = |node: &str, volume_groups| CapacityReport {
             node: node.into(),
@@ -178,9 +183,9 @@ mod tests {
         .text();
         assert_eq!(
             text,
-            "NODE  VOLUME GROUP  SIZE     FREE    USED  DEVICE CLASSES\n\
-             a     hdd           100 GiB  50 GiB  50%   bulk, cheap (default)\n\
-             a     vg0           20 GiB   5 GiB   75%   -\n\
+            "NODE  VOLUME GROUP  SIZE     FREE    USED  TRASH  DEVICE CLASSES\n\
+             a     hdd           100 GiB  50 GiB  50%   3 GiB  bulk, cheap (default)\n\
+             a     vg0           20 GiB   5 GiB   75%   -      -\n\
              node b did not answer: connection refused\n\
              node c has no volume group\n\
              total: 120 GiB, 55 GiB free, on 3 nodes\n"

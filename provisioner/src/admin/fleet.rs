@@ -9,8 +9,8 @@ use futures::stream;
 use lvprov_proto::lvprov::inventory_item::Item;
 use lvprov_proto::lvprov::node_admin_client::NodeAdminClient;
 use lvprov_proto::lvprov::{
-    CapacityReport, CollectRequest, CollectResponse, DiagnoseRequest, DiagnoseResponse, InventoryItem,
-    InventoryRequest, WatchCapacityRequest,
+    AdoptRequest, AdoptResponse, CapacityReport, CollectRequest, CollectResponse, DiagnoseRequest, DiagnoseResponse,
+    EmptyTrashRequest, InventoryItem, InventoryRequest, TrashedVolume, WatchCapacityRequest,
 };
 use tonic::Status;
 use tonic::transport::Channel;
@@ -97,6 +97,24 @@ impl Fleet {
         collected.map(tonic::Response::into_inner).map_err(|status| explain(&status))
     }
 
+    /// Has one node remove a volume from its trash. Whether it is there.
+    pub async fn empty_trash(&self, node: &FleetNode, trashed: TrashedVolume) -> Result<bool, String> {
+        let channel = self.channel(node)?;
+        let mut request = tonic::Request::new(EmptyTrashRequest { node: node.name.clone(), trashed: Some(trashed) });
+        request.set_timeout(CAPACITY_TIMEOUT);
+        let emptied = NodeAdminClient::new(channel).empty_trash(request).await;
+        emptied.map(|answer| answer.into_inner().found).map_err(|status| explain(&status))
+    }
+
+    /// Has one node give a volume to a claim.
+    pub async fn adopt(&self, node: &FleetNode, adopted: AdoptRequest) -> Result<AdoptResponse, String> {
+        let channel = self.channel(node)?;
+        let mut request = tonic::Request::new(AdoptRequest { node: node.name.clone(), ..adopted });
+        request.set_timeout(COLLECT_TIMEOUT);
+        let adopted = NodeAdminClient::new(channel).adopt(request).await;
+        adopted.map(tonic::Response::into_inner).map_err(|status| explain(&status))
+    }
+
     /// `question` is told the node's name: its answer must not be another's.
     async fn ask<T, F>(
         &self,
@@ -164,6 +182,7 @@ mod tests {
     use crate::node::inventory::PodsDirectory;
     use crate::node::served::Served;
     use crate::node::trouble::Failing;
+    use crate::node::wiper::Wiper;
 
     /// The machine of node a has gone, and node b has got its address; both
     /// Node objects are there.
@@ -179,8 +198,9 @@ mod tests {
             (Arc::new(Lvm::new(NodeConfig::default())), PodsDirectory::new(Path::new("/var/lib/kubelet")));
         // It serves no group: whatever is to be collected is refused, by the node that is meant.
         let served = Served::new(&[VgName::parse("none").unwrap()]);
-        let service =
-            NodeAdminServer::new(AdminService::new("b", lvm, served, pods, capacity, Failing::none(), in_progress));
+        let wiper = Wiper::new(Arc::clone(&lvm), served.clone(), capacity.clone());
+        let service = AdminService::new("b", lvm, served, pods, capacity, Failing::none(), in_progress, wiper);
+        let service = NodeAdminServer::new(service);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(Server::builder().add_service(service).serve_with_incoming(TcpIncoming::from(listener)));

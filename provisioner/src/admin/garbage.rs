@@ -90,6 +90,8 @@ impl Judge<'_> {
             Item::LogVolume(volume) => self.log(volume),
             Item::LogDirectory(directory) => self.directory(directory),
             Item::Mount(mount) => self.mount(mount),
+            // It goes when its time has passed.
+            Item::Trashed(_) => Verdict::Keep(Kept::Retention),
         }
     }
 
@@ -99,6 +101,7 @@ impl Judge<'_> {
             Item::DataVolume(volume) => volume.created_unix,
             Item::LogVolume(volume) => volume.created_unix,
             Item::LogDirectory(directory) => directory.last_used_unix,
+            Item::Trashed(trashed) => trashed.trashed_unix,
             Item::Mount(_) => 0,
         };
         self.elapsed(since)
@@ -266,6 +269,7 @@ mod tests {
             cluster: "cluster".into(),
             open: false,
             layout: "linear".into(),
+            ..DataVolume::default()
         };
         change(&mut volume);
         Item::DataVolume(volume)

@@ -149,7 +149,7 @@ fn in_order(found: &[Found]) -> Vec<(usize, &Found)> {
             Item::Mount(_) => 0,
             Item::LogDirectory(_) => 1,
             Item::LogVolume(_) => 2,
-            Item::DataVolume(_) => 3,
+            Item::DataVolume(_) | Item::Trashed(_) => 3,
         };
         (rank, *at)
     });
@@ -183,6 +183,7 @@ pub(super) fn kind(item: &Item) -> &'static str {
         Item::LogVolume(_) => "log",
         Item::LogDirectory(_) => "log-directory",
         Item::Mount(_) => "mount",
+        Item::Trashed(_) => "trash",
     }
 }
 
@@ -195,6 +196,10 @@ pub(super) fn name(item: &Item) -> String {
         }
         Item::LogDirectory(directory) => directory.path.clone(),
         Item::Mount(mount) => mount.target.clone(),
+        Item::Trashed(trashed) => {
+            let volume = trashed.volume.as_ref();
+            volume.map_or(String::new(), |volume| format!("{}/{}", volume.volume_group, volume.logical_volume))
+        }
     }
 }
 
@@ -206,6 +211,7 @@ fn identity(item: &Item) -> String {
         Item::LogVolume(volume) => volume.created_unix.to_string(),
         Item::LogDirectory(directory) => format!("{} {}", directory.pod_uid, directory.last_used_unix),
         Item::Mount(mount) => format!("{}/{} {}", mount.volume_group, mount.logical_volume, mount.pod_uid),
+        Item::Trashed(trashed) => trashed.trashed_unix.to_string(),
     };
     format!("{} {more}", name(item))
 }
@@ -216,6 +222,7 @@ pub(super) fn size(item: &Item) -> u64 {
         Item::DataVolume(volume) => volume.size_bytes,
         Item::LogVolume(volume) => volume.size_bytes,
         Item::LogDirectory(directory) => directory.used_bytes,
+        Item::Trashed(trashed) => trashed.volume.as_ref().map_or(0, |volume| volume.size_bytes),
         Item::Mount(_) => 0,
     }
 }

@@ -1,5 +1,5 @@
 //! What the admin runs: `lvprov gc`, `lvprov volumes`, `lvprov logs`,
-//! `lvprov capacity`, `lvprov doctor`.
+//! `lvprov capacity`, `lvprov doctor`, `lvprov trash`, `lvprov reuse`, `lvprov import`.
 //!
 //! All of them ask every node that has a node service, with the controller's
 //! certificate: run them in the controller's pod, or anywhere with a
@@ -13,7 +13,9 @@ mod garbage;
 pub mod gc;
 pub mod logs;
 mod report;
+pub mod reuse;
 pub mod table;
+pub mod trash;
 pub mod vg;
 pub mod volumes;
 
@@ -88,6 +90,18 @@ pub enum AdminError {
     /// Some of what was to be removed is still there.
     #[error("{0} of the items could not be removed; the list says why")]
     NotRemoved(usize),
+    /// It cannot be done so; the text says why and what to do.
+    #[error("{0}")]
+    Refused(String),
+    /// An object could not be read or written; it was begun, and can be run again.
+    #[error("cannot {what}; run the same command again")]
+    Object {
+        /// What was tried.
+        what: String,
+        /// What the API server, or the connection, says.
+        #[source]
+        source: Box<kube::Error>,
+    },
     /// Standard output cannot be written.
     #[error("cannot write the result")]
     Output(#[source] std::io::Error),

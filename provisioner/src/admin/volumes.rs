@@ -116,6 +116,10 @@ fn volume(node: &str, item: &Item) -> Option<VolumeReport> {
         Item::LogDirectory(directory) => {
             (format!("pod {}/{}", directory.namespace, directory.pod_name), directory.mounted)
         }
+        Item::Trashed(trashed) => {
+            let volume = trashed.volume.clone().unwrap_or_default();
+            (format!("claim {}/{}", volume.claim_namespace, volume.claim_name), volume.open)
+        }
         Item::Mount(_) => return None,
     };
     Some(VolumeReport {

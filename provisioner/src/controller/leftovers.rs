@@ -73,6 +73,8 @@ pub async fn look(node: &str, ctx: &Context) -> Result<(), String> {
             if let Some(Item::DataVolume(volume)) = item.item
                 && volume.cluster == ctx.cluster
                 && !volume.open
+                // Not the room that another one grows by.
+                && volume.logical_volume == format!("pvc-{}", volume.claim_uid)
                 && ctx.volumes.get(&ObjectRef::new(&volume.logical_volume)).is_none()
             {
                 ctx.calls.found(wanted(volume, &reached.topology));

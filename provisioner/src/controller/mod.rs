@@ -7,14 +7,14 @@
 
 mod calls;
 mod capacity;
-mod claim;
+pub(crate) mod claim;
 mod context;
-mod error;
+pub(crate) mod error;
 mod events;
 mod growth;
 mod lease;
 mod leftovers;
-mod names;
+pub(crate) mod names;
 pub mod nodes;
 mod placement;
 mod quantity;
@@ -23,7 +23,7 @@ mod renewal;
 mod scenarios;
 mod topology;
 mod trouble;
-mod validate;
+pub(crate) mod validate;
 pub mod volume;
 
 use std::fmt::Debug;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use lvm::size::human;
+use lvm::volume::trash_note;
 
 use super::nodes::{State, View};
 use super::validate::{GroupChoice, Request};
@@ -67,7 +68,7 @@ pub fn fit(request: &Request, class: &str, nodes: &[View], patience: Duration) -
                 let free = found.largest(layout);
                 match needed.checked_sub(free) {
                     None | Some(0) => return Fit::Somewhere,
-                    Some(missing) => short.push((missing, free, node.name.as_str())),
+                    Some(missing) => short.push((missing, free, node.name.as_str(), found.trash)),
                 }
             }
         }
@@ -101,11 +102,9 @@ pub fn fit(request: &Request, class: &str, nodes: &[View], patience: Duration) -
     }
     // The nearest miss first: that is where to add a disk.
     short.sort_unstable();
-    let nodes = listed(
-        short
-            .iter()
-            .map(|(missing, free, name)| format!("{name} has {} free, {} missing", human(*free), human(*missing))),
-    );
+    let nodes = listed(short.iter().map(|(missing, free, name, trash)| {
+        format!("{name} has {} free, {} missing{}", human(*free), human(*missing), trash_note(*trash))
+    }));
     Fit::Nowhere(format!(
         "{} in {group}{how} fit on no node{allowed}: {nodes}.{not_counted} Ask for less, delete volumes, or \
          add a disk to the volume group (vgextend)",
@@ -156,6 +155,8 @@ mod tests {
             volume_group: GroupChoice::Group(VgName::parse("vg0").unwrap()),
             layout: Layout::Linear,
             fs_type: FsType::Xfs,
+            block: false,
+            end: Default::default(),
             mount_options: String::new(),
             mkfs_options: String::new(),
             bytes,

@@ -5,12 +5,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::ResourceExt;
 
+use lvm::duration::{DurationError, parse_duration, show_duration};
 use lvm::filesystem::{FsType, MkfsOptionError, MkfsOptions, MountOptionError, MountOptions};
+use lvm::intent::{DeletePolicy, DeletePolicyError};
 use lvm::layout::{self, Layout, LayoutError};
 use lvm::names::{DeviceClass, NameError, VgName};
 use lvm::size::{QuantityError, human};
@@ -18,7 +21,7 @@ use lvm::size::{QuantityError, human};
 use super::names::BETA_STORAGE_CLASS;
 use super::quantity::storage_of;
 use super::topology::Topologies;
-use crate::names::parameters::{DEVICE_CLASS, FS_TYPE, VOLUME_GROUP};
+use crate::names::parameters::{DELETE_POLICY, DEVICE_CLASS, FS_TYPE, TRASH_TIME, VOLUME_GROUP};
 use crate::names::{MKFS_OPTIONS, SOURCE};
 
 /// Through what kubelet mounts the volumes of a class, and so who grows them.
@@ -68,6 +71,34 @@ impl fmt::Display for GroupChoice {
     }
 }
 
+/// What becomes of a class's volumes when their claims are gone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct End {
+    /// What is done with their bytes.
+    pub delete: DeletePolicy,
+    /// How long they are kept in the trash before.
+    pub trash_time: Duration,
+    /// Name of the class.
+    pub class: String,
+}
+
+impl End {
+    /// As a node is told; None: nothing needs to be said.
+    pub fn delete_policy(&self) -> Option<String> {
+        (self.delete != DeletePolicy::Remove).then(|| self.delete.to_string())
+    }
+
+    /// As a node is told.
+    pub fn trash_time(&self) -> Option<String> {
+        (!self.trash_time.is_zero()).then(|| show_duration(self.trash_time))
+    }
+
+    /// As a node is told.
+    pub fn class(&self) -> Option<String> {
+        (!self.class.is_empty()).then(|| self.class.clone())
+    }
+}
+
 /// A claim that can be served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
@@ -79,6 +110,10 @@ pub struct Request {
     pub layout: Layout,
     /// File system to make.
     pub fs_type: FsType,
+    /// A raw device, with no file system.
+    pub block: bool,
+    /// What becomes of it in the end.
+    pub end: End,
     /// For `mount(8)`, joined by commas; empty when the class has none.
     pub mount_options: String,
     /// For mkfs; empty when the class has none.
@@ -109,8 +144,14 @@ pub enum Refusal {
     AccessMode(String, String),
     #[error("the claim has no access mode. Make it again with accessModes [ReadWriteOnce]")]
     NoAccessMode,
-    #[error("volumeMode {0} is not served. Delete the claim and make it again with volumeMode Filesystem")]
+    #[error("volumeMode {0} is not served. Delete the claim and make it again with volumeMode Filesystem or Block")]
     VolumeMode(String),
+    #[error(
+        "volumeMode Block is served by classes with source: csi only, since Kubernetes has no raw block for \
+         FlexVolumes, and StorageClass {0} has source flexvolume. Delete the claim and make it again with a class \
+         that has parameters: {{source: csi}}, or with volumeMode Filesystem"
+    )]
+    BlockOfFlexvolume(String),
     #[error(
         "the claim has a selector, which chooses among volumes that exist; this class only makes \
          new ones. Delete the claim and make it again without spec.selector"
@@ -146,7 +187,8 @@ pub enum Refusal {
     MkfsOption { class: String, source: MkfsOptionError },
     #[error(
         "StorageClass {class} has the unknown parameter {parameter:?}. Known are volumeGroup, deviceClass, \
-         csi.storage.k8s.io/fstype, mkfsOptions, layout, stripes, stripeSize, mirrors and source. Delete the class and make it again without it"
+         csi.storage.k8s.io/fstype, mkfsOptions, layout, stripes, stripeSize, mirrors, source, deletePolicy and \
+         trashTime. Delete the class and make it again without it"
     )]
     Parameter { class: String, parameter: String },
     #[error("StorageClass {class}: {source}. Delete the class and make it again with the layout put right")]
@@ -176,6 +218,10 @@ pub enum Refusal {
          again with one of them, or without it for flexvolume"
     )]
     Source { class: String, wanted: String },
+    #[error("StorageClass {class}: deletePolicy {source}. Delete the class and make it again with one of them")]
+    DeletePolicy { class: String, source: DeletePolicyError },
+    #[error("StorageClass {class}: trashTime {source}. Delete the class and make it again with trashTime: 24h")]
+    TrashTime { class: String, source: DurationError },
 }
 
 /// The name of the class that a claim asks for.
@@ -204,11 +250,11 @@ pub fn validate(claim: &PersistentVolumeClaim, class: &StorageClass) -> Result<R
     if let Some(mode) = access_modes.iter().find(foreign) {
         return Err(Refusal::AccessMode(mode.clone(), class_name));
     }
-    if let Some(mode) = spec.volume_mode
-        && mode != "Filesystem"
-    {
-        return Err(Refusal::VolumeMode(mode));
-    }
+    let block = match spec.volume_mode.as_deref() {
+        None | Some("Filesystem") => false,
+        Some("Block") => true,
+        Some(other) => return Err(Refusal::VolumeMode(other.chars().take(40).collect())),
+    };
     if spec.selector.is_some() {
         return Err(Refusal::Selector);
     }
@@ -228,7 +274,10 @@ pub fn validate(claim: &PersistentVolumeClaim, class: &StorageClass) -> Result<R
     let template = Template::of(class)?;
     let requests = spec.resources.and_then(|resources| resources.requests);
     let bytes = storage_of(requests.as_ref())?.ok_or(Refusal::NoSize)?;
-    if bytes < template.fs_type.minimum_size() {
+    if block && template.source != Source::Csi {
+        return Err(Refusal::BlockOfFlexvolume(class_name));
+    }
+    if !block && bytes < template.fs_type.minimum_size() {
         return Err(Refusal::TooSmall { asked: bytes, fs_type: template.fs_type });
     }
     Ok(Request {
@@ -236,6 +285,8 @@ pub fn validate(claim: &PersistentVolumeClaim, class: &StorageClass) -> Result<R
         volume_group: template.volume_group,
         layout: template.layout,
         fs_type: template.fs_type,
+        block,
+        end: template.end,
         mount_options: template.mount_options,
         mkfs_options: template.mkfs_options,
         bytes,
@@ -255,6 +306,8 @@ pub struct Template {
     pub layout: Layout,
     /// File system to make.
     pub fs_type: FsType,
+    /// What becomes of them in the end.
+    pub end: End,
     /// For `mount(8)`, joined by commas.
     pub mount_options: String,
     /// For mkfs, words separated by one space.
@@ -279,7 +332,8 @@ impl Template {
         let parameters = class.parameters.as_ref().unwrap_or(&none);
         const LAYOUTS: [&str; 4] = [layout::LAYOUT, layout::STRIPES, layout::STRIPE_SIZE, layout::MIRRORS];
         let known = |key: &str| {
-            matches!(key, VOLUME_GROUP | DEVICE_CLASS | FS_TYPE | MKFS_OPTIONS | SOURCE) || LAYOUTS.contains(&key)
+            matches!(key, VOLUME_GROUP | DEVICE_CLASS | FS_TYPE | MKFS_OPTIONS | SOURCE | DELETE_POLICY | TRASH_TIME)
+                || LAYOUTS.contains(&key)
         };
         if let Some(unknown) = parameters.keys().find(|key| !known(key)) {
             return Err(Refusal::Parameter { class: name, parameter: unknown.chars().take(80).collect() });
@@ -311,6 +365,15 @@ impl Template {
             Some("csi") => Source::Csi,
             Some(other) => return Err(Refusal::Source { class: name, wanted: other.chars().take(40).collect() }),
         };
+        let delete = match parameters.get(DELETE_POLICY).map(String::as_str) {
+            None | Some("") => DeletePolicy::default(),
+            Some(text) => text.parse().map_err(|source| Refusal::DeletePolicy { class: name.clone(), source })?,
+        };
+        let trash_time = match parameters.get(TRASH_TIME).map(String::as_str) {
+            None | Some("") => Duration::ZERO,
+            Some(text) => parse_duration(text).map_err(|source| Refusal::TrashTime { class: name.clone(), source })?,
+        };
+        let end = End { delete, trash_time, class: name.clone() };
         let mount_options = class.mount_options.as_deref().unwrap_or_default().join(",");
         MountOptions::parse(&mount_options).map_err(|source| Refusal::MountOption { class: name, source })?;
         // Only the options themselves go on, into PVs: no white space around them.
@@ -321,6 +384,7 @@ impl Template {
             volume_group,
             layout,
             fs_type,
+            end,
             mount_options,
             mkfs_options,
             topologies: Topologies::of(class),
@@ -519,12 +583,17 @@ mod tests {
     }
 
     #[test]
-    fn a_csi_class_serves_no_more_than_the_other() {
+    fn a_csi_class_serves_raw_block_and_no_more_than_the_other() {
         let class = class(|c| c["parameters"]["source"] = json!("csi"));
         let pod = claim(|c| c["spec"]["accessModes"] = json!(["ReadWriteOncePod"]));
         assert_eq!(validate(&pod, &class).unwrap().access_modes, ["ReadWriteOncePod"]);
-        let block = claim(|c| c["spec"]["volumeMode"] = json!("Block"));
-        assert!(refused(&block, &class).contains("volumeMode Block"));
+        let small = claim(|c| {
+            c["spec"]["volumeMode"] = json!("Block");
+            c["spec"]["resources"]["requests"]["storage"] = json!("4Mi");
+        });
+        assert!(validate(&small, &class).unwrap().block, "the least of a file system does not count");
+        let other = claim(|c| c["spec"]["volumeMode"] = json!("Tape"));
+        assert!(refused(&other, &class).contains("volumeMode Tape"));
         let attributes = claim(|c| c["spec"]["volumeAttributesClassName"] = json!("gold"));
         assert!(refused(&attributes, &class).contains("VolumeAttributesClass gold"));
     }
@@ -549,9 +618,24 @@ mod tests {
     }
 
     #[test]
-    fn block_mode_is_refused() {
+    fn the_end_of_a_volume_is_what_its_class_says() {
+        let class = class(|c| {
+            c["parameters"]["deletePolicy"] = json!("zero");
+            c["parameters"]["trashTime"] = json!("24h");
+        });
+        let end = validate(&claim(|_| ()), &class).unwrap().end;
+        assert_eq!((end.delete_policy().as_deref(), end.trash_time().as_deref()), (Some("zero"), Some("1d")));
+        assert_eq!(end.class().as_deref(), Some("fast"));
+        let text = refused_class(|c| c["parameters"]["deletePolicy"] = json!("shred"));
+        assert!(text.contains("remove, discard or zero"), "{text}");
+        let text = refused_class(|c| c["parameters"]["trashTime"] = json!("soon"));
+        assert!(text.contains("trashTime") && text.contains("24h"), "{text}");
+    }
+
+    #[test]
+    fn block_mode_is_refused_by_a_class_of_flexvolumes() {
         let text = refused_claim(|c| c["spec"]["volumeMode"] = json!("Block"));
-        assert!(text.contains("volumeMode Block"), "{text}");
+        assert!(text.contains("volumeMode Block") && text.contains("source: csi"), "{text}");
     }
 
     #[test]

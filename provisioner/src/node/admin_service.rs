@@ -5,15 +5,18 @@ use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
 use lvm::Lvm;
+use lvm::names::{LvName, VgName};
+use lvprov_proto::lvprov::inventory_item::Item;
 use lvprov_proto::lvprov::node_admin_server::NodeAdmin;
 use lvprov_proto::lvprov::{
-    CapacityReport, CollectRequest, CollectResponse, DiagnoseRequest, DiagnoseResponse, InventoryItem,
-    InventoryRequest, WatchCapacityRequest,
+    AdoptRequest, AdoptResponse, CapacityReport, CollectRequest, CollectResponse, DiagnoseRequest, DiagnoseResponse,
+    EmptyTrashRequest, EmptyTrashResponse, InventoryItem, InventoryRequest, WatchCapacityRequest,
 };
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
 use super::addressee;
+use super::adopt::{self, AdoptCallError};
 use super::capacity::Capacity;
 use super::collect::{CollectError, Doomed};
 use super::diagnosis;
@@ -21,6 +24,7 @@ use super::in_progress::InProgress;
 use super::inventory::{self, InventoryError, PodsDirectory};
 use super::served::Served;
 use super::trouble::Failing;
+use super::wiper::Wiper;
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -34,6 +38,7 @@ pub struct AdminService {
     capacity: Capacity,
     failing: Failing,
     in_progress: Arc<InProgress>,
+    wiper: Wiper,
 }
 
 impl AdminService {
@@ -46,21 +51,67 @@ impl AdminService {
         capacity: Capacity,
         failing: Failing,
         in_progress: Arc<InProgress>,
+        wiper: Wiper,
     ) -> Self {
-        Self { node_name: node_name.into(), lvm, served, pods, capacity, failing, in_progress }
+        Self { node_name: node_name.into(), lvm, served, pods, capacity, failing, in_progress, wiper }
     }
 
     async fn take_inventory(&self, request: &InventoryRequest) -> Result<Vec<InventoryItem>, InventoryError> {
         addressee::check(&self.node_name, &request.node)?;
         let (lvm, served, pods) = (Arc::clone(&self.lvm), self.served.clone(), self.pods.clone());
-        tokio::task::spawn_blocking(move || inventory::take(&lvm, &served, &pods))
+        let mut items = tokio::task::spawn_blocking(move || inventory::take(&lvm, &served, &pods))
             .await
-            .map_err(|error| InventoryError::Interrupted(error.to_string()))?
+            .map_err(|error| InventoryError::Interrupted(error.to_string()))??;
+        for item in &mut items {
+            if let Some(Item::Trashed(trashed)) = &mut item.item
+                && let Some(volume) = &trashed.volume
+            {
+                let wiped = self.wiper.progress(&volume.volume_group, &volume.logical_volume);
+                trashed.wiped_bytes = wiped.unwrap_or(0);
+            }
+        }
+        Ok(items)
+    }
+
+    fn empty(&self, request: EmptyTrashRequest) -> Result<bool, CollectError> {
+        addressee::check(&self.node_name, &request.node)?;
+        let trashed = request.trashed.ok_or(CollectError::NoItem)?;
+        let volume = trashed.volume.ok_or(CollectError::NoItem)?;
+        let (vg, lv) = (VgName::parse(&volume.volume_group)?, LvName::parse(&volume.logical_volume)?);
+        if !self.served.includes(&vg) {
+            return Err(CollectError::NotServed(vg));
+        }
+        Ok(self.wiper.empty_now(&vg, &lv, trashed.trashed_unix))
     }
 
     fn parse(&self, request: CollectRequest) -> Result<Doomed, CollectError> {
         addressee::check(&self.node_name, &request.node)?;
         Doomed::parse(request, &self.served, &self.pods, &self.lvm.config.log_root)
+    }
+
+    async fn take_over(&self, request: AdoptRequest) -> Result<AdoptResponse, AdoptCallError> {
+        addressee::check(&self.node_name, &request.node)?;
+        let wanted = adopt::parse(&request)?;
+        if !self.served.includes(&wanted.vg) {
+            return Err(AdoptCallError::NotServed(wanted.vg));
+        }
+        let operation = self.in_progress.begin(&format!("{}/{}", wanted.vg, wanted.lv))?;
+        // Nor may anybody just make it.
+        let name = LvName::for_claim(&wanted.owner.claim_uid);
+        let made = match name == wanted.lv {
+            true => None,
+            false => Some(self.in_progress.begin(&format!("{}/{name}", wanted.vg))?),
+        };
+        let turn = self.in_progress.turn(&wanted.vg).await;
+        let (lvm, wiper) = (Arc::clone(&self.lvm), self.wiper.clone());
+        tokio::task::spawn_blocking(move || {
+            let _held = (operation, made, turn);
+            let adopted = lvm.adopt(&wanted);
+            wiper.trash_changed();
+            Ok(AdoptResponse { logical_volume: name.to_string(), size_bytes: adopted? })
+        })
+        .await
+        .map_err(|error| AdoptCallError::Interrupted(error.to_string()))?
     }
 
     async fn remove(&self, doomed: Doomed) -> Result<CollectResponse, CollectError> {
@@ -70,11 +121,15 @@ impl AdminService {
             true => Some(self.in_progress.turn(doomed.vg()).await),
             false => None,
         };
-        let lvm = Arc::clone(&self.lvm);
+        let (lvm, wiper) = (Arc::clone(&self.lvm), self.wiper.clone());
         // Goes on to its end even if the call is cancelled.
         tokio::task::spawn_blocking(move || {
             let _held = (operation, turn);
-            doomed.remove(&lvm)
+            let removed = doomed.remove(&lvm);
+            if doomed.is_data_volume() {
+                wiper.trash_changed();
+            }
+            removed
         })
         .await
         .map_err(|error| CollectError::Interrupted(error.to_string()))?
@@ -107,6 +162,26 @@ impl NodeAdmin for AdminService {
             .await
             .map_err(|error| Status::unavailable(format!("the diagnosis broke off: {error}")))?;
         Ok(Response::new(diagnosis::to_wire(&findings)))
+    }
+
+    async fn empty_trash(&self, request: Request<EmptyTrashRequest>) -> Result<Response<EmptyTrashResponse>, Status> {
+        let request = request.into_inner();
+        let item = request.trashed.as_ref().and_then(|trashed| trashed.volume.as_ref());
+        let item = item.map_or(String::new(), |volume| format!("{}/{}", volume.volume_group, volume.logical_volume));
+        let found = self.empty(request).inspect_err(|error| warn!(item, %error, "the trash is not emptied"))?;
+        info!(item, found, "to be removed from the trash");
+        Ok(Response::new(EmptyTrashResponse { found }))
+    }
+
+    async fn adopt(&self, request: Request<AdoptRequest>) -> Result<Response<AdoptResponse>, Status> {
+        let request = request.into_inner();
+        let item = format!("{}/{}", request.volume_group, request.logical_volume);
+        let claim = format!("{}/{}", request.claim_namespace, request.claim_name);
+        let adopted = self.take_over(request).await;
+        let adopted =
+            adopted.inspect_err(|error| warn!(item, claim, %error, "the volume is not given to the claim"))?;
+        info!(item, claim, volume = adopted.logical_volume, "gave the volume to the claim");
+        Ok(Response::new(adopted))
     }
 
     async fn collect(&self, request: Request<CollectRequest>) -> Result<Response<CollectResponse>, Status> {

@@ -11,8 +11,11 @@ pub enum CapabilityError {
     /// None was given.
     #[error("no volume capability is given")]
     None,
-    /// Raw block.
-    #[error("raw block volumes are not served; use volumeMode Filesystem")]
+    /// Raw block and a file system.
+    #[error("a raw block volume and a mounted file system are asked for at once")]
+    BlockAndMount,
+    /// Raw block, for pods' inline volumes.
+    #[error("an inline volume cannot be a raw block device")]
     Block,
     /// Neither block nor mount.
     #[error("the volume capability names no access type")]
@@ -34,29 +37,65 @@ pub enum CapabilityError {
     MountGroup,
 }
 
+/// How a volume is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// With this file system.
+    Mount(FsType),
+    /// As a raw device.
+    Block,
+}
+
+impl Access {
+    /// The file system.
+    ///
+    /// # Errors
+    /// Where it is used as a raw device.
+    pub fn file_system(self) -> Result<FsType, CapabilityError> {
+        match self {
+            Self::Mount(fs) => Ok(fs),
+            Self::Block => Err(CapabilityError::Block),
+        }
+    }
+}
+
+/// What one capability asks for.
+enum Asked {
+    Mount(Option<FsType>),
+    Block,
+}
+
 /// Checks all capabilities of a request together with the file system that its
-/// parameters name, and gives the file system that is meant. xfs, if nobody
-/// says anything.
+/// parameters name, and gives what is meant. xfs, if nobody says anything. The
+/// file system of a class does not matter to a raw device.
 ///
 /// # Errors
 /// When one is not served, or two contradict each other.
-pub fn check(capabilities: &[VolumeCapability], parameter: Option<&str>) -> Result<FsType, CapabilityError> {
+pub fn check(capabilities: &[VolumeCapability], parameter: Option<&str>) -> Result<Access, CapabilityError> {
     if capabilities.is_empty() {
         return Err(CapabilityError::None);
     }
+    let asked = capabilities.iter().map(check_one).collect::<Result<Vec<_>, _>>()?;
+    let raw = asked.iter().filter(|one| matches!(one, Asked::Block)).count();
+    let parameter = parse(parameter.unwrap_or_default())?;
+    if raw == asked.len() {
+        return Ok(Access::Block);
+    }
     let mut chosen = None;
-    let named = capabilities.iter().map(check_one).chain([parse(parameter.unwrap_or_default())]);
-    for fs in named {
-        match (chosen, fs?) {
-            (Some(one), Some(other)) if one != other => return Err(CapabilityError::TwoFileSystems(one, other)),
-            (_, Some(fs)) => chosen = Some(fs),
-            (_, None) => {}
+    for one in asked.into_iter().chain([Asked::Mount(parameter)]) {
+        match (chosen, one) {
+            (_, Asked::Block) => return Err(CapabilityError::BlockAndMount),
+            (Some(one), Asked::Mount(Some(other))) if one != other => {
+                return Err(CapabilityError::TwoFileSystems(one, other));
+            }
+            (_, Asked::Mount(Some(fs))) => chosen = Some(fs),
+            (_, Asked::Mount(None)) => {}
         }
     }
-    Ok(chosen.unwrap_or_default())
+    Ok(Access::Mount(chosen.unwrap_or_default()))
 }
 
-fn check_one(capability: &VolumeCapability) -> Result<Option<FsType>, CapabilityError> {
+fn check_one(capability: &VolumeCapability) -> Result<Asked, CapabilityError> {
     let mode = capability.access_mode.map(|access| access.mode()).unwrap_or_default();
     match mode {
         // SINGLE_NODE_WRITER is what callers say that do not know the other two.
@@ -65,7 +104,7 @@ fn check_one(capability: &VolumeCapability) -> Result<Option<FsType>, Capability
     }
     let mount = match &capability.access_type {
         Some(AccessType::Mount(mount)) => mount,
-        Some(AccessType::Block(_)) => return Err(CapabilityError::Block),
+        Some(AccessType::Block(_)) => return Ok(Asked::Block),
         None => return Err(CapabilityError::NoAccessType),
     };
     if !mount.volume_mount_group.is_empty() {
@@ -73,7 +112,7 @@ fn check_one(capability: &VolumeCapability) -> Result<Option<FsType>, Capability
     }
     MountOptions::parse(&mount.mount_flags.join(","))
         .map_err(|error| CapabilityError::MountOptions(error.to_string()))?;
-    parse(&mount.fs_type)
+    Ok(Asked::Mount(parse(&mount.fs_type)?))
 }
 
 fn parse(fs: &str) -> Result<Option<FsType>, CapabilityError> {
@@ -103,7 +142,7 @@ pub(super) mod tests {
     #[test]
     fn single_node_modes_are_served_and_no_other() {
         for mode in [Mode::SingleNodeWriter, Mode::SingleNodeSingleWriter, Mode::SingleNodeMultiWriter] {
-            assert_eq!(check(&[mount(mode, "", &[])], None), Ok(FsType::Xfs));
+            assert_eq!(check(&[mount(mode, "", &[])], None), Ok(Access::Mount(FsType::Xfs)));
         }
         for mode in [
             Mode::Unknown,
@@ -125,9 +164,9 @@ pub(super) mod tests {
         let xfs = mount(Mode::SingleNodeWriter, "xfs", &[]);
         let ext4 = mount(Mode::SingleNodeWriter, "ext4", &[]);
         let any = mount(Mode::SingleNodeWriter, "", &[]);
-        assert_eq!(check(std::slice::from_ref(&any), Some("ext4")), Ok(FsType::Ext4));
-        assert_eq!(check(std::slice::from_ref(&ext4), None), Ok(FsType::Ext4));
-        assert_eq!(check(&[ext4.clone(), any.clone()], Some("ext4")), Ok(FsType::Ext4));
+        assert_eq!(check(std::slice::from_ref(&any), Some("ext4")), Ok(Access::Mount(FsType::Ext4)));
+        assert_eq!(check(std::slice::from_ref(&ext4), None), Ok(Access::Mount(FsType::Ext4)));
+        assert_eq!(check(&[ext4.clone(), any.clone()], Some("ext4")), Ok(Access::Mount(FsType::Ext4)));
         assert!(matches!(check(&[xfs], Some("ext4")), Err(CapabilityError::TwoFileSystems(..))));
         for bad in ["zfs", "XFS", "xfs ", "../xfs"] {
             assert!(matches!(check(std::slice::from_ref(&any), Some(bad)), Err(CapabilityError::FileSystem(_))));
@@ -139,7 +178,9 @@ pub(super) mod tests {
         assert_eq!(check(&[], None), Err(CapabilityError::None));
         let mut capability = mount(Mode::SingleNodeWriter, "", &[]);
         capability.access_type = Some(AccessType::Block(BlockVolume {}));
-        assert_eq!(check(&[capability.clone()], None), Err(CapabilityError::Block));
+        assert_eq!(check(&[capability.clone()], Some("ext4")), Ok(Access::Block));
+        let both = [capability.clone(), mount(Mode::SingleNodeWriter, "", &[])];
+        assert_eq!(check(&both, None), Err(CapabilityError::BlockAndMount));
         capability.access_type = None;
         assert_eq!(check(&[capability], None), Err(CapabilityError::NoAccessType));
         check(&[mount(Mode::SingleNodeWriter, "", &["noatime", "discard"])], None).unwrap();

@@ -45,6 +45,8 @@ struct Known {
     promises: BTreeMap<u64, Entry>,
     /// The number of the next promise.
     next: u64,
+    /// Bytes of what is in the trash of each group.
+    trash: BTreeMap<VgName, u64>,
 }
 
 /// One volume in the ledger.
@@ -160,6 +162,17 @@ impl Capacity {
         self.known.borrow().available()
     }
 
+    /// What is in the trash now.
+    pub fn set_trash(&self, trash: BTreeMap<VgName, u64>) {
+        if let Some(known) = self.ledger.upgrade() {
+            known.send_if_modified(|known| {
+                let differs = known.trash != trash;
+                known.trash = trash;
+                differs
+            });
+        }
+    }
+
     /// Enters a volume of `size` bytes that is about to be made.
     pub fn promise(&self, vg: &VgName, size: u64, layout: Layout) -> Promise {
         let mut number = 0;
@@ -189,9 +202,12 @@ impl Capacity {
                 if !capacity.known.borrow_and_update().promises.is_empty() {
                     sleep(QUIET).await;
                 }
-                let available = capacity.known.borrow_and_update().available();
+                let (available, trash) = {
+                    let known = capacity.known.borrow_and_update();
+                    (known.available(), known.trash.clone())
+                };
                 let Some(groups) = available else { continue };
-                let report = to_wire(&capacity.node, &groups, &capacity.classes, &failing);
+                let report = to_wire(&capacity.node, &groups, &trash, &capacity.classes, &failing);
                 if last.as_ref() != Some(&report) {
                     return Some((report.clone(), (capacity, failing, Some(report))));
                 }
@@ -200,7 +216,13 @@ impl Capacity {
     }
 }
 
-fn to_wire(node: &str, groups: &[VolumeGroup], classes: &DeviceClasses, failing: &Failing) -> wire::CapacityReport {
+fn to_wire(
+    node: &str,
+    groups: &[VolumeGroup],
+    trash: &BTreeMap<VgName, u64>,
+    classes: &DeviceClasses,
+    failing: &Failing,
+) -> wire::CapacityReport {
     let layouts: Vec<String> = Layout::kinds_here().into_iter().map(str::to_owned).collect();
     let disks = |group: &VolumeGroup| {
         let mut free = group.free_of_disks();
@@ -220,6 +242,7 @@ fn to_wire(node: &str, groups: &[VolumeGroup], classes: &DeviceClasses, failing:
                 layouts: layouts.clone(),
                 device_classes: classes.of(&group.name).map(ToString::to_string).collect(),
                 default_device_class: classes.group(None) == Some(&group.name),
+                trash_bytes: trash.get(&group.name).copied().unwrap_or(0),
             })
             .collect(),
         failing_unmounts: failing.latest().to_vec(),

@@ -159,6 +159,8 @@ impl Doomed {
                 let key = format!("log {namespace}/{volume}/{directory}");
                 (listed.volume_group, What::Directory { namespace, volume, directory, pod_uid }, key)
             }
+            // It goes by itself, or by `lvprov trash empty`.
+            Item::Trashed(_) => return Err(CollectError::NoItem),
             Item::Mount(listed) => {
                 let lv = LvName::parse(&listed.logical_volume)?;
                 let target = PathBuf::from(&listed.target);
@@ -218,6 +220,7 @@ impl Doomed {
                 }
                 match done {
                     Ok(Deleted::Removed) => Ok(removed("logical volume removed")),
+                    Ok(Deleted::Trashed) => Ok(removed("in the trash, as its class has it")),
                     Ok(Deleted::Absent) => Ok(left("it is gone already, or another volume has its name now")),
                     Err(error @ DeleteError::InUse { .. }) => Ok(left(&error.to_string())),
                     Err(error) => Err(error.into()),

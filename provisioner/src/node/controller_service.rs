@@ -10,7 +10,7 @@ use lvm::identity::Owner;
 use lvm::layout::Layout;
 use lvm::names::{Namespace, VgName};
 use lvm::report::VolumeGroup;
-use lvm::volume::{Created, DeleteError, Deleted};
+use lvm::volume::{Created, DeleteError, Deleted, ExtendError};
 use lvprov_proto::csi::controller_server::Controller;
 use lvprov_proto::csi::controller_service_capability::rpc::Type;
 use lvprov_proto::csi::controller_service_capability::{self, Rpc};
@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
 use super::addressee;
-use super::capability;
+use super::capability::{self, Access};
 use super::capacity::Capacity;
 use super::create_volume::{self, CreateVolumeError};
 use super::csi_node::topology;
@@ -29,6 +29,7 @@ use super::expand_volume::{self, ExpandVolumeError};
 use super::in_progress::InProgress;
 use super::served::Served;
 use super::volume_id::VolumeId;
+use super::wiper::Wiper;
 use crate::names::{TOPOLOGY_NODE, context, parameters};
 
 /// Makes and removes data volumes.
@@ -39,6 +40,7 @@ pub struct ControllerService {
     served: Served,
     capacity: Capacity,
     in_progress: Arc<InProgress>,
+    wiper: Wiper,
 }
 
 impl ControllerService {
@@ -49,8 +51,9 @@ impl ControllerService {
         served: Served,
         capacity: Capacity,
         in_progress: Arc<InProgress>,
+        wiper: Wiper,
     ) -> Self {
-        Self { node_name: node_name.into(), lvm, served, capacity, in_progress }
+        Self { node_name: node_name.into(), lvm, served, capacity, in_progress, wiper }
     }
 
     async fn create(&self, request: &csi::CreateVolumeRequest) -> Result<Made, CreateVolumeError> {
@@ -70,17 +73,23 @@ impl ControllerService {
         let lvm = Arc::clone(&self.lvm);
         // The call may be cancelled now; the work goes on to its end, and until
         // then nobody else may touch the volume.
-        let created = tokio::task::spawn_blocking(move || {
-            let _held = (operation, turn);
+        let (created, operation) = tokio::task::spawn_blocking(move || {
+            let _held = turn;
             let made = lvm.create_data(&volume);
             match &made {
                 Ok(created) if !created.existed => promise.keep(),
                 _ => drop(promise),
             }
-            made.map_err(|error| create_volume::failure(error, || lvm.find(&volume.vg, &volume.name)))
+            let made = made.map_err(|error| create_volume::failure(error, || lvm.find(&volume.vg, &volume.name)));
+            made.map(|created| (created, operation))
         })
         .await
         .map_err(|error| CreateVolumeError::Interrupted(error.to_string()))??;
+        if created.wiping {
+            // Other volumes of the group are made meanwhile, this one is not touched.
+            self.wiper.zeroed(&id.vg, &id.lv).await?;
+        }
+        drop(operation);
         Ok(Made { id, namespace, created })
     }
 
@@ -104,16 +113,23 @@ impl ControllerService {
         if !self.served.includes(&id.vg) {
             return Err(ExpandVolumeError::NotServed(id.vg));
         }
-        let operation = self.in_progress.begin(&id.to_string())?;
-        let turn = self.in_progress.turn(&id.vg).await;
-        let lvm = Arc::clone(&self.lvm);
-        let extended = tokio::task::spawn_blocking(move || {
-            let _held = (operation, turn);
-            lvm.extend_any(&id.vg, &id.lv, size)
-        })
-        .await
-        .map_err(|error| ExpandVolumeError::Interrupted(error.to_string()))?;
-        Ok(extended?)
+        let mut operation = self.in_progress.begin(&id.to_string())?;
+        loop {
+            let turn = self.in_progress.turn(&id.vg).await;
+            let (lvm, meant) = (Arc::clone(&self.lvm), id.clone());
+            let (extended, held) = tokio::task::spawn_blocking(move || {
+                let _held = turn;
+                (lvm.extend_any(&meant.vg, &meant.lv, size), operation)
+            })
+            .await
+            .map_err(|error| ExpandVolumeError::Interrupted(error.to_string()))?;
+            operation = held;
+            match extended {
+                // Then its room can be handed on.
+                Err(ExtendError::Zeroing { vg, spare, .. }) => self.wiper.zeroed(&vg, &spare).await?,
+                other => return Ok(other?),
+            }
+        }
     }
 
     async fn delete(&self, id: &str) -> Result<Deleted, DeleteVolumeError> {
@@ -126,6 +142,9 @@ impl ControllerService {
             return Err(DeleteVolumeError::NotServed(id.vg));
         }
         let operation = self.in_progress.begin(&id.to_string())?;
+        for unfinished in [&id.lv, &lvm::grow::spare_of(&id.lv)] {
+            self.wiper.leave_off(&id.vg, unfinished).await;
+        }
         let turn = self.in_progress.turn(&id.vg).await;
         let (lvm, meant) = (Arc::clone(&self.lvm), id.clone());
         let deleted = tokio::task::spawn_blocking(move || {
@@ -143,7 +162,12 @@ impl ControllerService {
             {
                 Err(DeleteVolumeError::NoVolumeGroup { vg: id.vg, lv: id.lv })
             }
-            other => Ok(other?),
+            other => {
+                if matches!(other, Ok(Deleted::Trashed)) {
+                    self.wiper.trash_changed();
+                }
+                Ok(other?)
+            }
         }
     }
 
@@ -256,6 +280,7 @@ impl Controller for ControllerService {
         log("DeleteVolume", &id, started, &result, |deleted| {
             match deleted {
                 Deleted::Removed => "removed",
+                Deleted::Trashed => "in the trash",
                 Deleted::Absent => "was not there",
             }
             .to_owned()
@@ -297,9 +322,16 @@ impl Controller for ControllerService {
             .map_err(|error| Status::unavailable(error.to_string()))?
             // Not known is not the same as not there.
             .map_err(|error| Status::unavailable(error.to_string()))?;
-        found.ok_or_else(not_found)?;
+        let found = found.ok_or_else(not_found)?;
         let fs = request.parameters.get(parameters::FS_TYPE).map(String::as_str);
         let response = match capability::check(&request.volume_capabilities, fs) {
+            Ok(access) if (access == Access::Block) != found.marks.intent.block => {
+                let made_for = if found.marks.intent.block { "a raw block device" } else { "a file system" };
+                csi::ValidateVolumeCapabilitiesResponse {
+                    confirmed: None,
+                    message: format!("the volume was made for {made_for}, and never changes that"),
+                }
+            }
             Ok(_) => csi::ValidateVolumeCapabilitiesResponse {
                 confirmed: Some(Confirmed {
                     volume_context: request.volume_context,

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 
 use lvm::command::CommandError;
 use lvm::config::DeviceClasses;
+use lvm::duration::{DurationError, parse_duration};
+use lvm::intent::{DeletePolicy, DeletePolicyError, Intent};
 use lvm::layout::{self, Layout, LayoutError};
 use lvm::lock::LockError;
 use lvm::names::{ClaimName, ClaimUid, ClusterId, DeviceClass, LvName, NameError, Namespace, VgName};
@@ -15,8 +17,9 @@ use lvprov_proto::csi::{CapacityRange, CreateVolumeRequest, TopologyRequirement}
 use tonic::{Code, Status};
 
 use super::addressee::Misdirected;
-use super::capability::{self, CapabilityError};
+use super::capability::{self, Access, CapabilityError};
 use super::in_progress::Busy;
+use super::wiper::NotZeroed;
 use crate::names::{TOPOLOGY_NODE, parameters};
 
 /// Why there is no new volume.
@@ -72,6 +75,12 @@ pub enum CreateVolumeError {
         /// As it should be.
         expected: LvName,
     },
+    /// What is to be done with its bytes in the end.
+    #[error("parameter deletePolicy: {0}")]
+    DeletePolicy(#[from] DeletePolicyError),
+    /// How long it is to be in the trash.
+    #[error("parameter trashTime: {0}")]
+    TrashTime(#[from] DurationError),
     /// A volume has a name.
     #[error("the volume's name is missing")]
     NoName,
@@ -120,6 +129,9 @@ pub enum CreateVolumeError {
     /// LVM could not make it.
     #[error(transparent)]
     Lvm(#[from] CreateError),
+    /// It still shows what its extents held before.
+    #[error(transparent)]
+    NotZeroed(#[from] NotZeroed),
     /// The work broke off.
     #[error("creating the volume broke off: {0}")]
     Interrupted(String),
@@ -137,6 +149,8 @@ impl CreateVolumeError {
             | Self::TwoGroups
             | Self::Name { .. }
             | Self::NoName
+            | Self::DeletePolicy(_)
+            | Self::TrashTime(_)
             | Self::Capability(_)
             | Self::ContentSource
             | Self::MutableParameters => Code::InvalidArgument,
@@ -149,7 +163,9 @@ impl CreateVolumeError {
                 CreateError::NoVolumeGroup { .. } | CreateError::NoModule { .. } | CreateError::Partial { .. },
             ) => Code::FailedPrecondition,
             // The first call decides; this one learns of it by calling again.
-            Self::Busy(_) => Code::Aborted,
+            // So does one that is being overwritten.
+            Self::Busy(_) | Self::NotZeroed(NotZeroed::UnderWay { .. }) => Code::Aborted,
+            Self::NotZeroed(NotZeroed::Failed(_)) => Code::Unavailable,
             // Another node may have room: back to the scheduler.
             Self::Lvm(CreateError::Full { .. } | CreateError::NoDisks { .. } | CreateError::MetadataFull { .. }) => {
                 Code::ResourceExhausted
@@ -232,13 +248,16 @@ pub fn parse(
         return Err(CreateVolumeError::MutableParameters);
     }
     let fs_parameter = request.parameters.get(parameters::FS_TYPE).map(String::as_str);
-    let fs = capability::check(&request.volume_capabilities, fs_parameter)?;
+    let access = capability::check(&request.volume_capabilities, fs_parameter)?;
     let (size, limit) = parse_range(request.capacity_range)?;
-    if size < fs.minimum_size() {
+    if let Access::Mount(fs) = access
+        && size < fs.minimum_size()
+    {
         return Err(CreateVolumeError::TooSmall { asked: size, fs });
     }
     let layout = Layout::parse(|key| request.parameters.get(key).map(String::as_str))?;
-    Ok(CreateData { vg, name, size, limit, extent_size: None, metadata_free: None, layout, owner })
+    let intent = parse_intent(&request.parameters, access == Access::Block)?;
+    Ok(CreateData { vg, name, size, limit, extent_size: None, layout, metadata_free: None, owner, intent })
 }
 
 /// The volume group that parameters name, as this node understands them.
@@ -255,6 +274,24 @@ pub fn group(given: &HashMap<String, String>, classes: &DeviceClasses) -> Result
         asked: class.map_or_else(|| "default device class".to_owned(), |class| format!("device class {class}")),
         present: classes.names(),
     })
+}
+
+/// What becomes of the volume in the end.
+fn parse_intent(given: &HashMap<String, String>, block: bool) -> Result<Intent, CreateVolumeError> {
+    let delete = match given.get(parameters::DELETE_POLICY).map(String::as_str) {
+        None | Some("") => DeletePolicy::default(),
+        Some(text) => text.parse()?,
+    };
+    let trash_time = match given.get(parameters::TRASH_TIME).map(String::as_str) {
+        None | Some("") => std::time::Duration::ZERO,
+        Some(text) => parse_duration(text)?,
+    };
+    let class = match given.get(parameters::CLASS).map(String::as_str) {
+        None | Some("") => None,
+        // A class has the same kind of name as a claim.
+        Some(name) => Some(checked(parameters::CLASS, name, ClaimName::parse)?.to_string()),
+    };
+    Ok(Intent { block, delete, trash_time, class })
 }
 
 /// Says that a volume is a claim's: all of them, or none.
@@ -309,7 +346,7 @@ fn check_place(requirement: Option<&TopologyRequirement>, node: &str) -> Result<
 }
 
 fn check_keys(given: &HashMap<String, String>) -> Result<(), CreateVolumeError> {
-    const KNOWN: [&str; 12] = [
+    const KNOWN: [&str; 15] = [
         parameters::VOLUME_GROUP,
         parameters::DEVICE_CLASS,
         layout::LAYOUT,
@@ -322,6 +359,9 @@ fn check_keys(given: &HashMap<String, String>) -> Result<(), CreateVolumeError> 
         parameters::PV_NAME,
         parameters::CLAIM_UID,
         parameters::CLUSTER,
+        parameters::DELETE_POLICY,
+        parameters::TRASH_TIME,
+        parameters::CLASS,
     ];
     match given.keys().filter(|key| !KNOWN.contains(&key.as_str())).min() {
         None => Ok(()),
@@ -523,7 +563,7 @@ mod tests {
         let name = LvName::parse("pvc-1").unwrap();
         let cases = [
             (CreateError::NoVolumeGroup { vg: vg.clone(), present: "none".into() }, Code::FailedPrecondition),
-            (CreateError::Full { vg: vg.clone(), asked: 3 << 30, free: 1 << 30 }, Code::ResourceExhausted),
+            (CreateError::Full { vg: vg.clone(), asked: 3 << 30, free: 1 << 30, trash: 0 }, Code::ResourceExhausted),
             (CreateError::MetadataFull { vg: vg.clone(), free: 100 }, Code::ResourceExhausted),
             (CreateError::Conflict { vg, name, reason: String::new() }, Code::AlreadyExists),
             (CreateError::Size { asked: 1, reason: String::new() }, Code::OutOfRange),
@@ -565,7 +605,7 @@ mod tests {
         };
         assert_eq!(failure(running.into(), || Ok(None)).code(), Code::Unavailable);
         let vg = VgName::parse("vg0").unwrap();
-        let full = CreateError::Full { vg, asked: 3 << 30, free: 1 << 30 };
+        let full = CreateError::Full { vg, asked: 3 << 30, free: 1 << 30, trash: 0 };
         assert_eq!(failure(full, unreadable).code(), Code::ResourceExhausted);
     }
 }

@@ -149,7 +149,7 @@ impl Node for NodeService {
         let usage = tokio::task::spawn_blocking(move || publish::usage(&id, &path))
             .await
             .map_err(|error| NodeCallError::Interrupted(error.to_string()))??;
-        Ok(Response::new(csi::NodeGetVolumeStatsResponse { usage: usage.to_vec() }))
+        Ok(Response::new(csi::NodeGetVolumeStatsResponse { usage }))
     }
 
     async fn node_expand_volume(

@@ -10,6 +10,7 @@ use super::addressee::Misdirected;
 use super::capability::{self, CapabilityError};
 use super::in_progress::Busy;
 use super::volume_id::VolumeId;
+use super::wiper::NotZeroed;
 
 /// Why a volume was not extended.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +39,9 @@ pub enum ExpandVolumeError {
     /// LVM said no.
     #[error(transparent)]
     Lvm(#[from] ExtendError),
+    /// The room that it grows by still shows what it held before.
+    #[error(transparent)]
+    NotZeroed(#[from] NotZeroed),
     /// The task broke off.
     #[error("extending the volume broke off: {0}")]
     Interrupted(String),
@@ -53,7 +57,10 @@ impl ExpandVolumeError {
             Self::Lvm(ExtendError::Full { .. } | ExtendError::NoDisks { .. } | ExtendError::MetadataFull { .. }) => {
                 Code::ResourceExhausted
             }
-            Self::Busy(_) => Code::Aborted,
+            Self::Lvm(ExtendError::Layout { .. } | ExtendError::InTheWay { .. }) => Code::FailedPrecondition,
+            // It goes on; the next call finds out how far.
+            Self::Busy(_) | Self::NotZeroed(NotZeroed::UnderWay { .. }) => Code::Aborted,
+            Self::NotZeroed(NotZeroed::Failed(_)) => Code::Unavailable,
             Self::Misdirected(_) | Self::Interrupted(_) | Self::Lvm(ExtendError::Lock(LockError::Busy { .. })) => {
                 Code::Unavailable
             }

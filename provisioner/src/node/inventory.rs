@@ -111,7 +111,12 @@ pub fn take(lvm: &Lvm, served: &Served, pods: &PodsDirectory) -> Result<Vec<wire
     let volumes: Vec<LogicalVolume> = lvm.volumes()?.into_iter().filter(|lv| served.includes(&lv.vg)).collect();
     let logs = lvm.log_volumes(&volumes)?;
 
-    let data = volumes.iter().filter_map(data_volume).map(Item::DataVolume);
+    // Room for a growth is a part of what grows; without that it shows as what it is.
+    let grows: HashSet<LvName> =
+        volumes.iter().filter(|lv| !lv.marks.spare).map(|lv| lvm::grow::spare_of(&lv.name)).collect();
+    let kept = |lv: &&LogicalVolume| lv.marks.trashed.is_none() && !(lv.marks.spare && grows.contains(&lv.name));
+    let data = volumes.iter().filter(kept).filter_map(data_volume).map(Item::DataVolume);
+    let trash = volumes.iter().filter_map(trashed).map(Item::Trashed);
     let log_volumes = logs.iter().map(log_volume).map(Item::LogVolume);
     let directories = logs.iter().flat_map(log_directories).map(Item::LogDirectory);
     let placed: Vec<Placed> = mounted
@@ -141,6 +146,7 @@ pub fn take(lvm: &Lvm, served: &Served, pods: &PodsDirectory) -> Result<Vec<wire
         .chain(log_volumes)
         .chain(directories)
         .chain(mounts)
+        .chain(trash)
         .map(|item| wire::InventoryItem { item: Some(item) })
         .collect())
 }
@@ -158,6 +164,19 @@ fn data_volume(lv: &LogicalVolume) -> Option<wire::DataVolume> {
         cluster: owner.cluster.to_string(),
         open: lv.open,
         layout: lv.layout.to_string(),
+        block: lv.marks.intent.block,
+        storage_class: lv.marks.intent.class.clone().unwrap_or_default(),
+    })
+}
+
+fn trashed(lv: &LogicalVolume) -> Option<wire::TrashedVolume> {
+    Some(wire::TrashedVolume {
+        volume: Some(data_volume(lv)?),
+        trashed_unix: lv.marks.trashed?,
+        until_unix: lv.marks.trashed_until()?,
+        delete_policy: lv.marks.intent.delete.to_string(),
+        wiping: lv.marks.wiping,
+        wiped_bytes: 0,
     })
 }
 

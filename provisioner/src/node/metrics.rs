@@ -28,6 +28,7 @@ use super::diagnosis;
 use super::exposition::{self, Exposition, Type};
 use super::served::Served;
 use super::trouble::persisting;
+use super::wiper::Wiper;
 use crate::tls::TlsDirectory;
 
 /// How long a reader waits for another one. A disk that does not answer holds
@@ -58,6 +59,7 @@ pub struct Metrics {
     notes: Notes,
     certificates: Option<Arc<TlsDirectory>>,
     scope: Option<Scope>,
+    wiper: Option<Wiper>,
     reading: Arc<Mutex<()>>,
 }
 
@@ -71,7 +73,7 @@ impl Metrics {
     /// Of the Kubernetes node `node_name`; `notes`: of unmounts that fail.
     pub fn new(node_name: &str, lvm: Arc<Lvm>, served: Served, capacity: Capacity, notes: Notes) -> Self {
         let (node_name, reading) = (node_name.into(), Arc::default());
-        Self { node_name, lvm, served, capacity, notes, certificates: None, scope: None, reading }
+        Self { node_name, lvm, served, capacity, notes, certificates: None, scope: None, wiper: None, reading }
     }
 
     /// Also of these certificates.
@@ -82,6 +84,11 @@ impl Metrics {
     /// Also of what the doctor sees there.
     pub fn with_findings(self, scope: Scope) -> Self {
         Self { scope: Some(scope), ..self }
+    }
+
+    /// Also of the trash, and of what is being overwritten.
+    pub fn with_wiper(self, wiper: Wiper) -> Self {
+        Self { wiper: Some(wiper), ..self }
     }
 
     /// Serves them at `/metrics`.
@@ -148,8 +155,29 @@ impl Metrics {
         if let Some(certificates) = &self.certificates {
             write_certificates(&mut text, &certificates.now().expiries());
         }
+        if let Some(wiper) = &self.wiper {
+            write_trash(&mut text, wiper);
+        }
         Ok(text.into_text())
     }
+}
+
+fn write_trash(text: &mut Exposition, wiper: &Wiper) {
+    let trash = wiper.trash();
+    let mut metric = text.metric("lvprov_trash_volumes", Type::Gauge, "Logical volumes in the trash.");
+    for (vg, (count, _)) in &trash {
+        metric.sample(&[("volume_group", vg)], *count);
+    }
+    let help = "What they take of the volume group until their time has passed.";
+    let mut metric = text.metric("lvprov_trash_bytes", Type::Gauge, help);
+    for (vg, (_, bytes)) in &trash {
+        metric.sample(&[("volume_group", vg)], *bytes);
+    }
+    let figures = wiper.figures();
+    let help = "What is left of the volume that is being overwritten or discarded now.";
+    text.metric("lvprov_wipe_remaining_bytes", Type::Gauge, help).sample(&[], figures.left);
+    let help = "Bytes of new raw volumes and of the trash overwritten or discarded since the node service started.";
+    text.metric("lvprov_wiped_bytes_total", Type::Counter, help).sample(&[], figures.wiped);
 }
 
 fn write_certificates(text: &mut Exposition, expiries: &[(&'static str, i64)]) {

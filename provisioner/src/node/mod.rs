@@ -7,6 +7,7 @@
 
 pub mod addressee;
 pub mod admin_service;
+pub mod adopt;
 pub mod capability;
 pub mod capacity;
 pub mod changes;
@@ -33,6 +34,7 @@ pub mod server;
 pub mod sockets;
 pub mod trouble;
 pub mod volume_id;
+pub mod wiper;
 
 use std::future::Future;
 use std::io;
@@ -59,6 +61,7 @@ use self::namespace::NamespaceError;
 use self::served::Served;
 use self::server::{LONGEST_CONNECTION, Shared, Tls};
 use self::sockets::{Paths, Socket, SocketError};
+use self::wiper::Wiper;
 use crate::names::{METRICS_PORT, NODE_PORT};
 use crate::tls::{TlsDirectory, TlsError};
 
@@ -191,6 +194,7 @@ async fn serve(args: Args, lvm: Lvm, files: Arc<TlsDirectory>) -> Result<(), Nod
     let (troubles, failing) = trouble::Watcher::new(notes.clone());
     let pods = PodsDirectory::new(&args.kubelet_root);
     let indexer = Indexer::new(Arc::clone(&lvm), served.clone(), pods.clone());
+    let wiper = Wiper::new(Arc::clone(&lvm), served.clone(), capacity.clone());
     let shared = Shared {
         node_name: args.node_name.clone(),
         lvm: Arc::clone(&lvm),
@@ -200,6 +204,7 @@ async fn serve(args: Args, lvm: Lvm, files: Arc<TlsDirectory>) -> Result<(), Nod
         failing,
         notes,
         in_progress,
+        wiper: wiper.clone(),
     };
 
     // Ends with the runtime.
@@ -226,6 +231,7 @@ async fn serve(args: Args, lvm: Lvm, files: Arc<TlsDirectory>) -> Result<(), Nod
     // These end with the runtime.
     tokio::spawn(troubles.run());
     tokio::spawn(indexer.run());
+    tokio::spawn(wiper.clone().run());
     let ended = tokio::select! {
         () = asked_to_stop => Ok(()),
         // Capacity that is not kept up to date misleads the scheduler: better to be restarted.
@@ -236,12 +242,19 @@ async fn serve(args: Args, lvm: Lvm, files: Arc<TlsDirectory>) -> Result<(), Nod
     info!("stopping; what runs is finished first");
     drop((registration_socket, csi_socket));
     stop.cancel();
+    wiper.stop();
     while let Some(server) = servers.join_next().await {
         if let Err(error) = server.map_err(NodeError::from).and_then(|result| result) {
             warn!(%error, "while stopping");
         }
     }
     ended
+}
+
+/// Seconds since 1970.
+fn now() -> i64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    i64::try_from(now).unwrap_or(i64::MAX)
 }
 
 fn spawn(
@@ -257,6 +270,7 @@ fn spawn(
 fn mount_logs(lvm: &Lvm) {
     match lvm.volumes() {
         Ok(volumes) => {
+            lvm.note_file_systems(&volumes);
             for error in lvm.mount_logs(&volumes) {
                 warn!(%error, "a log volume is not mounted");
             }

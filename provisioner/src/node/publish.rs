@@ -6,9 +6,11 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Component, Path, PathBuf};
 
 use lvm::Lvm;
+use lvm::block::{PublishBlock, PublishBlockError};
 use lvm::config::NodeConfig;
 use lvm::data::{ExpandError, PublishData, PublishDataError};
 use lvm::filesystem::{FsType, FsTypeError, MkfsOptionError, MkfsOptions, MountOptionError, MountOptions};
@@ -26,7 +28,7 @@ use lvprov_proto::csi::{NodeExpandVolumeRequest, NodePublishVolumeRequest, Volum
 use nix::sys::statvfs::statvfs;
 use tonic::{Code, Status};
 
-use super::capability::{self, CapabilityError};
+use super::capability::{self, Access, CapabilityError};
 use super::in_progress::Busy;
 use super::served::Served;
 use super::volume_id::VolumeId;
@@ -93,6 +95,19 @@ pub enum NodeCallError {
     /// A data volume could not be mounted.
     #[error(transparent)]
     Data(#[from] PublishDataError),
+    /// A raw volume could not be given to a pod.
+    #[error(transparent)]
+    Block(#[from] PublishBlockError),
+    /// A raw volume has not grown.
+    #[error("{volume} has {has} B and not {asked} B yet; it grows before its pods are told of it")]
+    NotGrown {
+        /// The volume's id.
+        volume: String,
+        /// Bytes.
+        has: u64,
+        /// Bytes asked for.
+        asked: u64,
+    },
     /// A log volume could not be mounted.
     #[error(transparent)]
     Log(#[from] LogError),
@@ -134,11 +149,18 @@ impl NodeCallError {
             | Self::MkfsOption(_)
             | Self::Log(LogError::FsType(_))
             | Self::Name(_) => Code::InvalidArgument,
-            Self::NoVolume(_) | Self::NotMounted { .. } | Self::Data(PublishDataError::Missing { .. }) => {
-                Code::NotFound
+            Self::NoVolume(_)
+            | Self::NotMounted { .. }
+            | Self::Data(PublishDataError::Missing { .. })
+            | Self::Block(PublishBlockError::Missing { .. }) => Code::NotFound,
+            Self::NotServed(_)
+            | Self::Data(PublishDataError::NotAlone { .. } | PublishDataError::Block { .. })
+            | Self::Block(PublishBlockError::NotAlone { .. } | PublishBlockError::NotBlock { .. }) => {
+                Code::FailedPrecondition
             }
-            Self::NotServed(_) | Self::Data(PublishDataError::NotAlone { .. }) => Code::FailedPrecondition,
-            Self::OtherNamespace { .. } | Self::Data(PublishDataError::NotTheClaims { .. }) => Code::PermissionDenied,
+            Self::OtherNamespace { .. }
+            | Self::Data(PublishDataError::NotTheClaims { .. })
+            | Self::Block(PublishBlockError::NotTheClaims { .. }) => Code::PermissionDenied,
             // The group has no room: kubelet ends the growth rather than try for ever.
             Self::Range(_)
             | Self::Expand(ExpandError::Extend(
@@ -146,6 +168,8 @@ impl NodeCallError {
             )) => Code::OutOfRange,
             Self::Busy(_) => Code::Aborted,
             Self::Data(PublishDataError::Lock(LockError::Busy { .. }))
+            | Self::Block(PublishBlockError::Lock(LockError::Busy { .. }) | PublishBlockError::Wiping { .. })
+            | Self::NotGrown { .. }
             | Self::Log(LogError::Lock(LockError::Busy { .. }))
             | Self::Interrupted(_) => Code::Unavailable,
             _ => Code::Internal,
@@ -189,6 +213,17 @@ pub enum Published {
         /// How the file system is made.
         mkfs: MkfsOptions,
     },
+    /// A claim's raw device.
+    Block {
+        /// Which.
+        id: VolumeId,
+        /// Namespace of its claim.
+        namespace: Namespace,
+        /// Whether the pod may only read.
+        read_only: bool,
+        /// Whether no other pod may have it (ReadWriteOncePod).
+        alone: bool,
+    },
     /// A directory of a log volume.
     Log {
         /// What the pod says.
@@ -212,14 +247,14 @@ impl Published {
         let wanted = request.volume_capability.as_ref().ok_or(NodeCallError::Missing("volume_capability"))?;
         let said = &request.volume_context;
         let get = |key: &'static str| said.get(key).ok_or(NodeCallError::Missing(key));
-        let fs = capability::check(std::slice::from_ref(wanted), None)?;
+        let access = capability::check(std::slice::from_ref(wanted), None)?;
         if said.get(context::EPHEMERAL).is_some_and(|value| value == "true") {
             return Ok(Self::Log {
                 context: said.clone(),
                 namespace: Namespace::parse(get(context::POD_NAMESPACE)?)?,
                 pod: PodName::parse(get(context::POD_NAME)?)?,
                 pod_uid: PodUid::parse(get(context::POD_UID)?)?,
-                fs,
+                fs: access.file_system()?,
                 read_only: request.readonly,
             });
         }
@@ -241,12 +276,16 @@ impl Published {
             _ => String::new(),
         };
         let mode = wanted.access_mode.map(|access| access.mode()).unwrap_or_default();
+        let alone = mode == Mode::SingleNodeSingleWriter;
+        let Access::Mount(fs) = access else {
+            return Ok(Self::Block { id, namespace, read_only: request.readonly, alone });
+        };
         Ok(Self::Data {
             id,
             namespace,
             fs,
             read_only: request.readonly,
-            alone: mode == Mode::SingleNodeSingleWriter,
+            alone,
             options: MountOptions::parse(&flags)?,
             mkfs: MkfsOptions::parse(fs, said.get(context::MKFS_OPTIONS).map_or("", String::as_str))?,
         })
@@ -269,6 +308,15 @@ impl Published {
                     target,
                 })?;
             }
+            Self::Block { id, namespace, read_only, alone } => lvm.publish_block(&PublishBlock {
+                vg: id.vg,
+                lv: id.lv,
+                claim_uid: id.claim_uid,
+                namespace,
+                read_only,
+                alone,
+                target,
+            })?,
             Self::Log { context, namespace, pod, pod_uid, fs, read_only } => {
                 let log = log_options(&context, &lvm.config)?;
                 let node = || match &lvm.config.node_name {
@@ -353,7 +401,10 @@ pub fn unpublish(lvm: &Lvm, target: PathBuf) -> Result<(), NodeCallError> {
             tracing::warn!(target = %target.display(), %error, "cannot note when a log directory was used last");
         }
     }
-    match std::fs::remove_dir(&target) {
+    // A raw device's is a file, and empty now that the node is no longer upon it.
+    let file = std::fs::symlink_metadata(&target).is_ok_and(|there| there.is_file() && there.len() == 0);
+    let removed = if file { std::fs::remove_file(&target) } else { std::fs::remove_dir(&target) };
+    match removed {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(NodeCallError::Io { what: "remove", path: target.display().to_string(), source })
         }
@@ -376,9 +427,30 @@ fn mounted(id: &str, path: &Path) -> Result<Mount, NodeCallError> {
     if is_it { Ok(mount) } else { Err(not_mounted()) }
 }
 
+/// The size of the raw volume with this id, whose node, or a link to it, is at
+/// `path`. None: there is no block device. kubelet calls with paths of its own
+/// making, which lead to the one that was published.
+fn raw_size(id: &str, path: &Path) -> Result<Option<u64>, NodeCallError> {
+    if !std::fs::metadata(path).is_ok_and(|there| there.file_type().is_block_device()) {
+        return Ok(None);
+    }
+    let (volume, path) = (id.chars().take(200).collect(), path.display().to_string());
+    let is_it = |(vg, lv)| VolumeId::parse(id).is_some_and(|id| id.vg == vg && id.lv == lv);
+    if !mounts::logical_volume_of(Path::new(&path)).is_some_and(is_it) {
+        return Err(NodeCallError::NotMounted { volume, path });
+    }
+    let size = mounts::device_size(Path::new(&path));
+    size.map(Some).map_err(|source| NodeCallError::Io { what: "read the size of", path, source })
+}
+
 /// Bytes and inodes of what is mounted there: one statvfs(3), no lvm. Of a
-/// directory with a quota the kernel tells what the quota leaves.
-pub fn usage(id: &str, path: &Path) -> Result<[VolumeUsage; 2], NodeCallError> {
+/// directory with a quota the kernel tells what the quota leaves. Of a raw
+/// device nobody but its pod knows how much of it is used.
+pub fn usage(id: &str, path: &Path) -> Result<Vec<VolumeUsage>, NodeCallError> {
+    if let Some(size) = raw_size(id, path)? {
+        let total = i64::try_from(size).unwrap_or(i64::MAX);
+        return Ok(vec![VolumeUsage { total, unit: Unit::Bytes.into(), ..VolumeUsage::default() }]);
+    }
     mounted(id, path)?;
     let read = |error: nix::Error| NodeCallError::Io {
         what: "look at",
@@ -395,7 +467,7 @@ pub fn usage(id: &str, path: &Path) -> Result<[VolumeUsage; 2], NodeCallError> {
             unit: unit.into(),
         }
     };
-    Ok([
+    Ok(vec![
         usage(Unit::Bytes, found.fragment_size(), found.blocks(), found.blocks_free(), found.blocks_available()),
         usage(Unit::Inodes, 1, found.files(), found.files_free(), found.files_available()),
     ])
@@ -416,7 +488,16 @@ pub fn parse_expand(request: &NodeExpandVolumeRequest) -> Result<(VolumeId, u64)
 
 /// Grows the file system that is mounted at `path`, and the volume where it has
 /// less than `size` bytes. Gives what the volume has then.
+///
+/// A raw volume has grown before: its pods see it at once, and there is nothing
+/// to do here.
 pub fn expand(lvm: &Lvm, id: &VolumeId, path: &Path, size: u64) -> Result<i64, NodeCallError> {
+    if let Some(has) = raw_size(&id.to_string(), path)? {
+        if has < size {
+            return Err(NodeCallError::NotGrown { volume: id.to_string(), has, asked: size });
+        }
+        return Ok(i64::try_from(has).unwrap_or(i64::MAX));
+    }
     let mount = mounted(&id.to_string(), path)?;
     lvm.expand_data(&id.vg, &id.lv, path, size)?;
     let read = |source| NodeCallError::Io { what: "read the size at", path: path.display().to_string(), source };

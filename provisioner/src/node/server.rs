@@ -31,6 +31,7 @@ use super::metrics::Metrics;
 use super::registration::RegistrationService;
 use super::served::Served;
 use super::trouble::Failing;
+use super::wiper::Wiper;
 use crate::tls::TlsDirectory;
 
 /// A peer that does not answer for this long is asked whether it lives…
@@ -71,6 +72,8 @@ pub struct Shared {
     pub notes: Notes,
     /// What is being done.
     pub in_progress: Arc<InProgress>,
+    /// What is being overwritten.
+    pub wiper: Wiper,
 }
 
 /// Serves the controller until `stop`, then ends once every call has.
@@ -83,15 +86,16 @@ pub async fn serve_controller(
     tls: Tls,
     stop: CancellationToken,
 ) -> Result<(), Error> {
-    let Shared { node_name, lvm, served, pods, capacity, failing, in_progress, .. } = shared;
+    let Shared { node_name, lvm, served, pods, capacity, failing, in_progress, wiper, .. } = shared;
     let controller = ControllerService::new(
         &node_name,
         Arc::clone(&lvm),
         served.clone(),
         capacity.clone(),
         Arc::clone(&in_progress),
+        wiper.clone(),
     );
-    let admin = AdminService::new(&node_name, lvm, served, pods, capacity.clone(), failing, in_progress);
+    let admin = AdminService::new(&node_name, lvm, served, pods, capacity.clone(), failing, in_progress, wiper);
     let Tls { files, longest_connection } = tls;
     let connections = connections(listener, longest_connection, move || files.now().server_config());
     Server::builder()
@@ -115,12 +119,13 @@ pub async fn serve_metrics(
     tls: Tls,
     stop: CancellationToken,
 ) -> Result<(), Error> {
-    let Shared { node_name, lvm, served, pods, capacity, notes, .. } = shared;
+    let Shared { node_name, lvm, served, pods, capacity, notes, wiper, .. } = shared;
     let scope = diagnosis::scope(&served, &pods);
     let Tls { files, longest_connection } = tls;
     let metrics = Metrics::new(&node_name, lvm, served, capacity, notes)
         .with_findings(scope)
-        .with_certificates(Arc::clone(&files));
+        .with_certificates(Arc::clone(&files))
+        .with_wiper(wiper);
     let connections = connections(listener, longest_connection, move || files.now().metrics_config());
     Server::builder()
         .max_connection_age(longest_connection)
@@ -152,6 +157,7 @@ pub async fn serve_kubelet(shared: Shared, listener: UnixListener, stop: Cancell
             shared.served,
             shared.capacity,
             shared.in_progress,
+            shared.wiper,
         )))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned())
         .await

@@ -18,15 +18,20 @@ use lvprov::controller::nodes::connect;
 use lvprov::names::{NODE_PORT, TOPOLOGY_NODE, parameters};
 use lvprov::tls::TlsDirectory;
 use lvprov_proto::csi::controller_client::ControllerClient;
+use lvprov_proto::csi::node_client::NodeClient;
 use lvprov_proto::csi::volume_capability::access_mode::Mode;
-use lvprov_proto::csi::volume_capability::{AccessMode, AccessType, MountVolume};
+use lvprov_proto::csi::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
 use lvprov_proto::csi::{
     CapacityRange, ControllerExpandVolumeRequest, CreateVolumeRequest, DeleteVolumeRequest, GetCapacityRequest,
-    Topology, TopologyRequirement, VolumeCapability,
+    NodeExpandVolumeRequest, NodeGetVolumeStatsRequest, NodePublishVolumeRequest, NodeUnpublishVolumeRequest, Topology,
+    TopologyRequirement, VolumeCapability,
 };
 use lvprov_proto::lvprov::inventory_item::Item;
 use lvprov_proto::lvprov::node_admin_client::NodeAdminClient;
-use lvprov_proto::lvprov::{CollectRequest, DiagnoseRequest, InventoryItem, InventoryRequest, WatchCapacityRequest};
+use lvprov_proto::lvprov::{
+    AdoptRequest, CollectRequest, DiagnoseRequest, EmptyTrashRequest, InventoryItem, InventoryRequest,
+    WatchCapacityRequest,
+};
 use serde_json::{Value, json};
 use tonic::Status;
 use tonic::transport::Channel;
@@ -66,11 +71,34 @@ enum Call {
         /// Gives up on the answer after so long.
         #[arg(long, default_value_t = 60_000)]
         patience_ms: u64,
+        /// As a raw device.
+        #[arg(long)]
+        block: bool,
     },
+    /// Extends a volume.
+    Expand { id: String, bytes: i64 },
+    /// Gives a volume of claim `default/data` to a pod, as kubelet does.
+    Publish {
+        id: String,
+        target: String,
+        #[arg(long)]
+        block: bool,
+        #[arg(long)]
+        readonly: bool,
+        /// ReadWriteOncePod
+        #[arg(long)]
+        alone: bool,
+        #[arg(long, default_value = "default")]
+        namespace: String,
+    },
+    /// Takes it away again.
+    Unpublish { id: String, target: String },
+    /// What it has.
+    Stats { id: String, path: String },
+    /// Has it grown for its pods.
+    NodeExpand { id: String, path: String, bytes: i64 },
     /// Makes `count` volumes at once; their claims' UIDs end in 0, 1, 2…
     CreateMany { count: u32, bytes: i64 },
-    /// Grows a volume.
-    Expand { id: String, bytes: i64 },
     /// What volumes of a class with these parameters, `key=value`, can have.
     Capacity { parameters: Vec<String> },
     /// Removes a volume.
@@ -85,6 +113,25 @@ enum Call {
     },
     /// Prints the metrics, as they are.
     Metrics,
+    /// Has what is in the trash, and whose line holds `text`, removed.
+    EmptyTrash { text: String },
+    /// Gives a volume to claim `<namespace>/<claim>`.
+    Adopt {
+        lv: String,
+        uid: String,
+        /// UID of the claim whose it was; empty: without tags.
+        #[arg(long, default_value = "")]
+        from: String,
+        #[arg(long, default_value = "default")]
+        namespace: String,
+        #[arg(long, default_value = "data")]
+        claim: String,
+        /// Empty: a raw device.
+        #[arg(long, default_value = "xfs")]
+        fs: String,
+        #[arg(long, default_value_t = 1)]
+        bytes: u64,
+    },
     /// Lists everything.
     Inventory,
     /// Says what will hurt.
@@ -117,18 +164,69 @@ fn refusal(status: &Status) -> Value {
     json!({"code": format!("{:?}", status.code()), "message": status.message()})
 }
 
+#[allow(clippy::too_many_lines, reason = "one arm for each call")]
 async fn call(cli: Cli) -> Result<()> {
     lvprov::tls::install_crypto();
     let channel = connect(cli.address.ip(), cli.address.port(), Some(TlsDirectory::open(&cli.tls_dir)?))?;
     let mut controller = ControllerClient::new(channel.clone());
     match cli.call {
-        Call::Create { uid, bytes, vg, fs, claim, node, more, patience_ms } => {
+        Call::Create { uid, bytes, vg, fs, claim, node, more, patience_ms, block } => {
             let mut message = create(&uid, bytes, &vg, &fs, &claim, &node);
+            if block {
+                message.volume_capabilities = vec![capability(true, false)];
+            }
             message.parameters.extend(pairs(&more));
             message.parameters.retain(|_, value| !value.is_empty());
             let mut request = tonic::Request::new(message);
             request.set_timeout(Duration::from_millis(patience_ms));
             println!("{}", created(controller.create_volume(request).await?.into_inner().volume));
+        }
+        Call::Expand { id, bytes } => {
+            let range = CapacityRange { required_bytes: bytes, limit_bytes: 0 };
+            let request =
+                ControllerExpandVolumeRequest { volume_id: id, capacity_range: Some(range), ..Default::default() };
+            let answer = controller.controller_expand_volume(request).await?.into_inner();
+            println!("{}", json!({"bytes": answer.capacity_bytes}));
+        }
+        Call::Publish { id, target, block, readonly, alone, namespace } => {
+            let uid = id.rsplit_once("pvc-").map_or("", |(_, uid)| uid).to_owned();
+            let context = [("claimNamespace".to_owned(), namespace), ("claimUID".to_owned(), uid)];
+            let request = NodePublishVolumeRequest {
+                volume_id: id,
+                target_path: target,
+                readonly,
+                volume_capability: Some(capability(block, alone)),
+                volume_context: context.into(),
+                ..Default::default()
+            };
+            kubelet().await?.node_publish_volume(request).await?;
+            println!("{}", json!({"published": true}));
+        }
+        Call::Unpublish { id, target } => {
+            let request = NodeUnpublishVolumeRequest { volume_id: id, target_path: target };
+            kubelet().await?.node_unpublish_volume(request).await?;
+            println!("{}", json!({"unpublished": true}));
+        }
+        Call::Stats { id, path } => {
+            let request = NodeGetVolumeStatsRequest { volume_id: id, volume_path: path, ..Default::default() };
+            let answer = kubelet().await?.node_get_volume_stats(request).await?.into_inner();
+            let usage: Vec<Value> = answer
+                .usage
+                .iter()
+                .map(|one| json!({"total": one.total, "used": one.used, "unit": one.unit}))
+                .collect();
+            println!("{}", json!({"usage": usage}));
+        }
+        Call::NodeExpand { id, path, bytes } => {
+            let range = CapacityRange { required_bytes: bytes, limit_bytes: 0 };
+            let request = NodeExpandVolumeRequest {
+                volume_id: id,
+                volume_path: path,
+                capacity_range: Some(range),
+                ..Default::default()
+            };
+            let answer = kubelet().await?.node_expand_volume(request).await?.into_inner();
+            println!("{}", json!({"bytes": answer.capacity_bytes}));
         }
         Call::CreateMany { count, bytes } => {
             let mut calls = Vec::new();
@@ -144,15 +242,6 @@ async fn call(cli: Cli) -> Result<()> {
                 }
             }
         }
-        Call::Expand { id, bytes } => {
-            let request = ControllerExpandVolumeRequest {
-                volume_id: id,
-                capacity_range: Some(CapacityRange { required_bytes: bytes, limit_bytes: 0 }),
-                ..Default::default()
-            };
-            let answer = controller.controller_expand_volume(request).await?.into_inner();
-            println!("{}", json!({"bytes": answer.capacity_bytes}));
-        }
         Call::Capacity { parameters } => {
             let request = GetCapacityRequest { parameters: pairs(&parameters), ..Default::default() };
             let answer = controller.get_capacity(request).await?.into_inner();
@@ -164,6 +253,35 @@ async fn call(cli: Cli) -> Result<()> {
         }
         Call::Watch { messages, patience_ms } => watch(channel, messages, Duration::from_millis(patience_ms)).await?,
         Call::Metrics => metrics(channel).await?,
+        Call::EmptyTrash { text } => {
+            for item in inventory(channel.clone()).await? {
+                let shown = show(&item).to_string();
+                if let Some(Item::Trashed(trashed)) = item.item
+                    && shown.contains(&text)
+                {
+                    let request = EmptyTrashRequest { node: NODE.to_owned(), trashed: Some(trashed) };
+                    let answer = NodeAdminClient::new(channel.clone()).empty_trash(request).await?.into_inner();
+                    println!("{}", json!({"found": answer.found}));
+                }
+            }
+        }
+        Call::Adopt { lv, uid, from, namespace, claim, fs, bytes } => {
+            let request = AdoptRequest {
+                node: NODE.to_owned(),
+                volume_group: "vg0".to_owned(),
+                logical_volume: lv,
+                from_claim_uid: from,
+                cluster: CLUSTER.to_owned(),
+                claim_uid: uid,
+                claim_namespace: namespace,
+                claim_name: claim,
+                fs_type: fs,
+                size_bytes: bytes,
+                ..Default::default()
+            };
+            let answer = NodeAdminClient::new(channel).adopt(request).await?.into_inner();
+            println!("{}", json!({"lv": answer.logical_volume, "bytes": answer.size_bytes}));
+        }
         Call::Inventory => {
             for item in inventory(channel).await? {
                 println!("{}", show(&item));
@@ -190,6 +308,21 @@ async fn call(cli: Cli) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn capability(block: bool, alone: bool) -> VolumeCapability {
+    let mode = if alone { Mode::SingleNodeSingleWriter } else { Mode::SingleNodeWriter };
+    let access = match block {
+        true => AccessType::Block(BlockVolume {}),
+        false => AccessType::Mount(MountVolume::default()),
+    };
+    VolumeCapability { access_mode: Some(AccessMode { mode: mode.into() }), access_type: Some(access) }
+}
+
+/// The node service, as kubelet sees it.
+async fn kubelet() -> Result<NodeClient<Channel>> {
+    let socket = "unix:///var/lib/kubelet/plugins/lvm.lvprov.io/csi.sock";
+    Ok(NodeClient::new(tonic::transport::Endpoint::from_static(socket).connect().await?))
 }
 
 /// Claims of `create-many`: none that a test names itself.
@@ -252,7 +385,7 @@ async fn watch(channel: Channel, messages: usize, patience: Duration) -> Result<
                 json!({"node": report.node, "vg": group.name, "size": group.size_bytes,
                        "free": group.free_bytes, "extent": group.extent_bytes, "disks": group.disk_free_bytes,
                        "layouts": group.layouts, "classes": group.device_classes,
-                       "default": group.default_device_class, "failing": failing})
+                       "default": group.default_device_class, "trash": group.trash_bytes, "failing": failing})
             );
         }
     }
@@ -293,6 +426,13 @@ fn show(item: &InventoryItem) -> Value {
             "lastUsed": v.last_used_unix, "mounted": v.mounted, "path": v.path}),
         Some(Item::Mount(v)) => json!({"kind": "mount", "target": v.target, "device": v.device,
             "vg": v.volume_group, "lv": v.logical_volume, "uid": v.pod_uid, "reason": v.reason}),
+        Some(Item::Trashed(v)) => {
+            let volume = v.volume.clone().unwrap_or_default();
+            json!({"kind": "trash", "vg": volume.volume_group, "lv": volume.logical_volume, "size": volume.size_bytes,
+                "uid": volume.claim_uid, "claim": format!("{}/{}", volume.claim_namespace, volume.claim_name),
+                "since": v.trashed_unix, "until": v.until_unix, "policy": v.delete_policy, "wiping": v.wiping,
+                "class": volume.storage_class, "block": volume.block})
+        }
         None => Value::Null,
     }
 }

@@ -8,7 +8,7 @@ use kube::ResourceExt;
 use lvm::fault;
 use lvprov_proto::csi::controller_client::ControllerClient;
 use lvprov_proto::csi::volume_capability::access_mode::Mode;
-use lvprov_proto::csi::volume_capability::{AccessMode, AccessType, MountVolume};
+use lvprov_proto::csi::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
 use lvprov_proto::csi::{CapacityRange, CreateVolumeRequest, Topology, TopologyRequirement, VolumeCapability};
 use tonic::Status;
 
@@ -86,6 +86,20 @@ fn create_request(
         (parameters::CLAIM_UID, uid),
         (parameters::CLUSTER, cluster.to_owned()),
     ];
+    let more = [
+        (parameters::DELETE_POLICY, request.end.delete_policy()),
+        (parameters::TRASH_TIME, request.end.trash_time()),
+        (parameters::CLASS, request.end.class()),
+    ];
+    let parameters = parameters.into_iter().chain(more.into_iter().filter_map(|(key, value)| Some((key, value?))));
+    let access = match request.block {
+        true => AccessType::Block(BlockVolume {}),
+        false => AccessType::Mount(MountVolume {
+            fs_type: request.fs_type.to_string(),
+            mount_flags: request.mount_flags(),
+            ..MountVolume::default()
+        }),
+    };
     CreateVolumeRequest {
         name,
         capacity_range: Some(CapacityRange {
@@ -94,11 +108,7 @@ fn create_request(
         }),
         volume_capabilities: vec![VolumeCapability {
             access_mode: Some(AccessMode { mode: Mode::SingleNodeWriter.into() }),
-            access_type: Some(AccessType::Mount(MountVolume {
-                fs_type: request.fs_type.to_string(),
-                mount_flags: request.mount_flags(),
-                ..MountVolume::default()
-            })),
+            access_type: Some(access),
         }],
         parameters: parameters
             .into_iter()

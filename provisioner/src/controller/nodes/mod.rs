@@ -39,6 +39,8 @@ pub struct Group {
     pub free: u64,
     /// Logical volumes are whole numbers of these.
     pub extent: u64,
+    /// What is in the trash.
+    pub trash: u64,
     /// What each of its disks has free.
     pub disks: Vec<u64>,
     /// The layouts that its volumes can have.
@@ -55,7 +57,8 @@ impl Group {
     pub fn of(name: &str, size: u64, free: u64, extent: u64) -> Self {
         let layouts = ["linear", "striped", "raid1", "raid10"].map(str::to_owned).to_vec();
         let device_classes = Vec::new();
-        Self { name: name.into(), size, free, extent, disks: vec![free], layouts, device_classes, is_default: false }
+        let disks = vec![free];
+        Self { name: name.into(), size, free, extent, trash: 0, disks, layouts, device_classes, is_default: false }
     }
 
     /// Whether volumes can lie there so.
@@ -382,6 +385,7 @@ impl Nodes {
                 layouts: group.layouts,
                 device_classes: group.device_classes,
                 is_default: group.default_device_class,
+                trash: group.trash_bytes,
             })
             .collect();
         let new = State::Up(groups);

@@ -237,6 +237,21 @@ impl NodeAdmin for Service {
         Ok(Response::new(Box::pin(futures::stream::iter(items))))
     }
 
+    async fn diagnose(&self, _: Request<wire::DiagnoseRequest>) -> Result<Response<wire::DiagnoseResponse>, Status> {
+        Err(Status::unimplemented("diagnose"))
+    }
+
+    async fn empty_trash(
+        &self,
+        _: Request<wire::EmptyTrashRequest>,
+    ) -> Result<Response<wire::EmptyTrashResponse>, Status> {
+        Err(Status::unimplemented("empty_trash"))
+    }
+
+    async fn adopt(&self, _: Request<wire::AdoptRequest>) -> Result<Response<wire::AdoptResponse>, Status> {
+        Err(Status::unimplemented("adopt"))
+    }
+
     async fn collect(&self, request: Request<wire::CollectRequest>) -> Result<Response<wire::CollectResponse>, Status> {
         let mut script = self.script.lock().unwrap();
         let request = request.into_inner();

@@ -51,7 +51,8 @@ pub fn build(claim: &PersistentVolumeClaim, class: &StorageClass, request: &Requ
         // own: they travel in the driver's options.
         Source::Flexvolume => (Some(flex_source(&claim_uid, request, made)), None, None),
         Source::Csi => {
-            (None, Some(csi_source(request, made)), Some(request.mount_flags()).filter(|flags| !flags.is_empty()))
+            let flags = Some(request.mount_flags()).filter(|flags| !flags.is_empty() && !request.block);
+            (None, Some(csi_source(request, made)), flags)
         }
     };
     let here = NodeSelectorRequirement {
@@ -93,7 +94,7 @@ pub fn build(claim: &PersistentVolumeClaim, class: &StorageClass, request: &Requ
             }),
             persistent_volume_reclaim_policy: Some(reclaim_policy),
             storage_class_name: Some(class.name_any()),
-            volume_mode: Some("Filesystem".to_owned()),
+            volume_mode: Some(if request.block { "Block" } else { "Filesystem" }.to_owned()),
             ..PersistentVolumeSpec::default()
         }),
         status: None,
@@ -140,13 +141,13 @@ fn flex_source(claim_uid: &str, request: &Request, made: &Made) -> FlexPersisten
 
 fn csi_source(request: &Request, made: &Made) -> CSIPersistentVolumeSource {
     let mut attributes = made.context.clone();
-    if !request.mkfs_options.is_empty() {
+    if !request.mkfs_options.is_empty() && !request.block {
         attributes.insert(context::MKFS_OPTIONS.to_owned(), request.mkfs_options.clone());
     }
     CSIPersistentVolumeSource {
         driver: DRIVER.to_owned(),
         volume_handle: handle(&made.volume_group, &made.logical_volume),
-        fs_type: Some(request.fs_type.as_str().to_owned()),
+        fs_type: (!request.block).then(|| request.fs_type.as_str().to_owned()),
         volume_attributes: Some(attributes),
         ..CSIPersistentVolumeSource::default()
     }
@@ -240,6 +241,8 @@ pub(super) mod tests {
             volume_group: GroupChoice::Group(VgName::parse("vg0").unwrap()),
             layout: Layout::Linear,
             fs_type: FsType::Xfs,
+            block: false,
+            end: Default::default(),
             mount_options: options.into(),
             mkfs_options: String::new(),
             bytes: (1 << 30) - 5,
@@ -367,6 +370,16 @@ pub(super) mod tests {
         assert_eq!(built, expected);
         let plain = serde_json::to_value(of(Source::Csi, "Delete", "")).unwrap();
         assert_eq!(plain["spec"].get("mountOptions"), None);
+    }
+
+    #[test]
+    fn a_raw_volume_has_no_file_system() {
+        let request = Request { block: true, ..request(Source::Csi, "noatime") };
+        let built = serde_json::to_value(built(&request, "Delete")).unwrap();
+        assert_eq!(built["spec"]["volumeMode"], "Block");
+        assert_eq!(built["spec"]["csi"].get("fsType"), None);
+        assert_eq!(built["spec"].get("mountOptions"), None);
+        assert_eq!(built["spec"]["csi"]["volumeAttributes"], json!({"claimNamespace": "shop", "claimUID": "u1"}));
     }
 
     #[test]

@@ -1,0 +1,306 @@
+//! Raw block volumes: the device itself is the pod's, with no file system of
+//! ours. What a new one shows would be the bytes of whoever had its extents
+//! before: so it is made with the tag [`WIPING`], given to nobody as long as it
+//! has that, and loses it when it holds nothing but zeros.
+
+use crate::command::CommandError;
+use crate::fault;
+use crate::identity::Owner;
+use crate::intent::WIPING;
+use crate::lock::{Lock, LockError};
+use crate::mounts;
+use crate::names::{ClaimUid, LvName, Namespace, VgName};
+use crate::report::{LogicalVolume, ReportError};
+use crate::volume::{Begun, CreateData, CreateError, Created, Lvm, device};
+use crate::wipe::{How, Progress, Wiped, wipe};
+use nix::mount::MsFlags;
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// A raw volume to be given to a pod.
+#[derive(Debug, Clone)]
+pub struct PublishBlock {
+    /// Volume group.
+    pub vg: VgName,
+    /// Logical volume.
+    pub lv: LvName,
+    /// The claim that it was made for.
+    pub claim_uid: ClaimUid,
+    /// Namespace of the claim.
+    pub namespace: Namespace,
+    /// Whether the pod may only read.
+    pub read_only: bool,
+    /// Whether no other pod may have it (ReadWriteOncePod).
+    pub alone: bool,
+    /// The file that becomes the device.
+    pub target: PathBuf,
+}
+
+/// A raw volume could not be given to a pod.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishBlockError {
+    /// The volume is not there.
+    #[error(
+        "logical volume {vg}/{lv} is not on this node: was the disk replaced, or the volume removed by hand? Nothing was made in its place"
+    )]
+    Missing {
+        /// The group.
+        vg: VgName,
+        /// The volume.
+        lv: LvName,
+    },
+    /// The volume is not that of the claim.
+    #[error("logical volume {vg}/{lv} does not belong to claim {claim_uid} of namespace {namespace}; no pod gets it")]
+    NotTheClaims {
+        /// The group.
+        vg: VgName,
+        /// The volume.
+        lv: LvName,
+        /// The claim named.
+        claim_uid: ClaimUid,
+        /// The namespace named.
+        namespace: Namespace,
+    },
+    /// It was made for a file system.
+    #[error(
+        "logical volume {vg}/{lv} was made for a file system and is never given out as a raw device; its PersistentVolume should say volumeMode Filesystem"
+    )]
+    NotBlock {
+        /// The group.
+        vg: VgName,
+        /// The volume.
+        lv: LvName,
+    },
+    /// It still shows what it held before.
+    #[error("logical volume {vg}/{lv} is not overwritten with zeros yet; no pod gets it before")]
+    Wiping {
+        /// The group.
+        vg: VgName,
+        /// The volume.
+        lv: LvName,
+    },
+    /// Another pod has a volume that is for one alone.
+    #[error(
+        "logical volume {vg}/{lv} is for one pod alone (ReadWriteOncePod), and is at {path}; this pod gets it when that one has ended"
+    )]
+    NotAlone {
+        /// The group.
+        vg: VgName,
+        /// The volume.
+        lv: LvName,
+        /// Where it is.
+        path: String,
+    },
+    /// Something else is at the target already.
+    #[error("something else is at {target} already; remove it first")]
+    TargetTaken {
+        /// The target.
+        target: String,
+    },
+    /// The device or the target cannot be used.
+    #[error("cannot use {path}: {source}")]
+    Io {
+        /// The path.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The lock was not free in time.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// LVM could not be asked.
+    #[error(transparent)]
+    Report(#[from] ReportError),
+    /// Activating it failed.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+}
+
+/// A volume could not be overwritten.
+#[derive(Debug, thiserror::Error)]
+pub enum WipeError {
+    /// It is not there, or has no such mark.
+    #[error("logical volume {vg}/{lv} is not there, or not to be overwritten")]
+    NotMarked {
+        /// The group.
+        vg: VgName,
+        /// The volume.
+        lv: LvName,
+    },
+    /// Its device cannot be written.
+    #[error("cannot overwrite {device}: {source}; it is tried again")]
+    Device {
+        /// The device.
+        device: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The lock was not free in time.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// LVM could not be asked.
+    #[error(transparent)]
+    Report(#[from] ReportError),
+    /// LVM refused.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+}
+
+/// The places of this mount namespace at which a device node stands for the
+/// volume: bind mounts of its node.
+fn published_at(vg: &VgName, lv: &LvName) -> io::Result<Vec<PathBuf>> {
+    let number = match mounts::device_number(&device(vg, lv)) {
+        Ok(number) => number,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let all = mounts::all()?.into_iter().map(|mount| (mount.is_of_a_node(), mount.target));
+    Ok(all.filter(|(node, at)| *node && mounts::device_number(at).ok() == Some(number)).map(|(_, at)| at).collect())
+}
+
+/// Whether a pod has the volume as a raw device, opened or not. What cannot be
+/// looked at counts as given out.
+pub fn is_published(vg: &VgName, lv: &LvName) -> bool {
+    published_at(vg, lv).map_or(true, |places| !places.is_empty())
+}
+
+impl Lvm {
+    /// As [`Lvm::create_data`], for a raw volume. It is not ready before
+    /// [`Lvm::zero_new`] has come to its end.
+    pub(crate) fn create_block(&self, request: &CreateData) -> Result<Created, CreateError> {
+        let tags = [request.tags(), vec![WIPING.to_owned()]].concat();
+        let Begun { size, found, .. } = self.begin(request, &tags)?;
+        let Some(found) = found else { return Ok(Created { size, existed: false, wiping: true }) };
+        if !found.marks.intent.block {
+            return Err(request.conflict("it was made for a file system, and a raw block volume was asked for"));
+        }
+        Ok(Created { size: found.size, existed: true, wiping: found.marks.wiping })
+    }
+
+    /// Overwrites a volume that bears the mark [`WIPING`] with zeros, with no
+    /// lock held, and takes the mark off. `go_on` as in [`wipe`].
+    pub fn zero_new(
+        &self,
+        vg: &VgName,
+        lv: &LvName,
+        go_on: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<Wiped, WipeError> {
+        let not_marked = || WipeError::NotMarked { vg: vg.clone(), lv: lv.clone() };
+        let found = self.find(vg, lv)?.ok_or_else(not_marked)?;
+        if found.marks.trashed.is_some() || !(found.marks.intent.block || found.marks.spare) {
+            return Err(not_marked());
+        }
+        if !found.marks.wiping {
+            return Ok(Wiped::Whole);
+        }
+        let (wiped, progress) = self.wipe_volume(&found, How::Zero, "new", go_on)?;
+        if wiped == Wiped::Whole {
+            let mut lock = self.lock_group(vg)?;
+            fault::point("zeroed-before");
+            let args = ["lvchange", "--yes", "--quiet", "--deltag", WIPING].map(str::to_owned);
+            self.mutate(&mut lock, &[&args[..], &[format!("{vg}/{lv}")]].concat())?;
+            progress.forget();
+            fault::point("zeroed-after");
+        }
+        Ok(wiped)
+    }
+
+    /// Wipes the device of a volume that nobody may use.
+    pub(crate) fn wipe_volume(
+        &self,
+        found: &LogicalVolume,
+        how: How,
+        purpose: &str,
+        go_on: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<(Wiped, Progress), WipeError> {
+        let node = device(&found.vg, &found.name);
+        if !found.active || !node.exists() {
+            self.activate(&mut self.lock_group(&found.vg)?, &found.vg, &found.name)?;
+        }
+        let failed = |source| WipeError::Device { device: node.display().to_string(), source };
+        let progress = Progress::of(&node, purpose).map_err(failed)?;
+        fault::point("wipe-before");
+        let mut go_on = |done, total| {
+            if done > 0 {
+                fault::point("wipe-piece");
+            }
+            go_on(done, total)
+        };
+        let wiped = wipe(&self.runner, &node, how, &progress, &mut go_on).map_err(failed)?;
+        Ok((wiped, progress))
+    }
+
+    /// Gives a raw volume to a pod: the device's node, mounted upon a file at
+    /// the target. The same call again changes nothing.
+    ///
+    /// Its bytes are the pod's own, and prove nothing: whose it is, is asked of
+    /// LVM each time.
+    pub fn publish_block(&self, request: &PublishBlock) -> Result<(), PublishBlockError> {
+        let (vg, lv) = (request.vg.clone(), request.lv.clone());
+        let lock = Lock::volume(&lv, self.patience())?;
+        let Some(found) = self.find(&vg, &lv)? else { return Err(PublishBlockError::Missing { vg, lv }) };
+        match &found.owner {
+            Owner::Data(owner) if owner.claim_uid == request.claim_uid && owner.namespace == request.namespace => {}
+            _ => {
+                let (claim_uid, namespace) = (request.claim_uid.clone(), request.namespace.clone());
+                return Err(PublishBlockError::NotTheClaims { vg, lv, claim_uid, namespace });
+            }
+        }
+        if found.marks.trashed.is_some() {
+            return Err(PublishBlockError::Missing { vg, lv });
+        }
+        if !found.marks.intent.block {
+            return Err(PublishBlockError::NotBlock { vg, lv });
+        }
+        if found.marks.wiping {
+            return Err(PublishBlockError::Wiping { vg, lv });
+        }
+        let node = device(&vg, &lv);
+        if !found.active || !node.exists() {
+            self.activate(&mut self.lock_group(&vg)?, &vg, &lv)?;
+        }
+        let target = &request.target;
+        let at = |path: &Path| {
+            let path = path.display().to_string();
+            move |source| PublishBlockError::Io { path, source }
+        };
+        if mounts::at(target).map_err(at(target))?.is_some() {
+            let number = mounts::device_number(&node).map_err(at(&node))?;
+            return match mounts::device_number(target) {
+                Ok(there) if there == number => Ok(()),
+                _ => Err(PublishBlockError::TargetTaken { target: target.display().to_string() }),
+            };
+        }
+        if request.alone
+            && let Some(other) = published_at(&vg, &lv).map_err(at(&node))?.first()
+        {
+            return Err(PublishBlockError::NotAlone { vg, lv, path: other.display().to_string() });
+        }
+        if let Some(parent) = target.parent() {
+            std::fs::create_dir_all(parent).map_err(at(parent))?;
+        }
+        let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(target);
+        match made {
+            Ok(_) => {}
+            // What an interrupted call has left.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                let there = std::fs::symlink_metadata(target).map_err(at(target))?;
+                if !there.is_file() || there.len() != 0 {
+                    return Err(PublishBlockError::TargetTaken { target: target.display().to_string() });
+                }
+            }
+            Err(error) => return Err(at(target)(error)),
+        }
+        fault::point("block-bind-before");
+        nix::mount::mount(Some(&node), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .map_err(|error| at(target)(error.into()))?;
+        if request.read_only {
+            mounts::make_read_only_or_unmount(target).map_err(at(target))?;
+        }
+        fault::point("block-bind-after");
+        drop(lock);
+        Ok(())
+    }
+}
