@@ -12,6 +12,7 @@ mod gc;
 mod growth;
 mod hosts;
 mod logs;
+mod loss;
 mod metrics;
 mod unmounts;
 
@@ -38,6 +39,8 @@ fn main() {
     tests.extend(hosts::TESTS);
     tests.extend(crash::TESTS);
     tests.extend(doctor::TESTS);
+    // It takes a node away, and gives it back.
+    tests.extend(loss::TESTS);
     lvprov_tests::run(&tests, start)
 }
 

@@ -13,11 +13,12 @@ use lvm::filesystem::{FsType, MkfsOptionError, MkfsOptions, MountOptionError, Mo
 use lvm::names::{NameError, VgName};
 use lvm::size::{QuantityError, human};
 
+use super::loss::policy;
 use super::names::BETA_STORAGE_CLASS;
 use super::quantity::storage_of;
 use super::topology::Topologies;
 use crate::names::parameters::{FS_TYPE, VOLUME_GROUP};
-use crate::names::{MKFS_OPTIONS, SOURCE};
+use crate::names::{MKFS_OPTIONS, ON_NODE_LOSS, SOURCE};
 
 /// Through what kubelet mounts the volumes of a class, and so who grows them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -105,7 +106,7 @@ pub enum Refusal {
     MkfsOption { class: String, source: MkfsOptionError },
     #[error(
         "StorageClass {class} has the unknown parameter {parameter:?}. Known are volumeGroup, \
-         csi.storage.k8s.io/fstype, mkfsOptions and source. Delete the class and make it again without it"
+         csi.storage.k8s.io/fstype, mkfsOptions, source and onNodeLoss. Delete the class and make it again without it"
     )]
     Parameter { class: String, parameter: String },
     #[error(
@@ -128,6 +129,11 @@ pub enum Refusal {
          again with one of them, or without it for flexvolume"
     )]
     Source { class: String, wanted: String },
+    #[error(
+        "StorageClass {class} has onNodeLoss {wanted:?}; known are keep and recreate. Delete the class and make it again \
+         with one of them, or without it for keep"
+    )]
+    OnNodeLoss { class: String, wanted: String },
 }
 
 /// The name of the class that a claim asks for.
@@ -226,8 +232,9 @@ impl Template {
         }
         let none = BTreeMap::new();
         let parameters = class.parameters.as_ref().unwrap_or(&none);
-        if let Some(unknown) =
-            parameters.keys().find(|key| !matches!(key.as_str(), VOLUME_GROUP | FS_TYPE | MKFS_OPTIONS | SOURCE))
+        if let Some(unknown) = parameters
+            .keys()
+            .find(|key| !matches!(key.as_str(), VOLUME_GROUP | FS_TYPE | MKFS_OPTIONS | SOURCE | ON_NODE_LOSS))
         {
             return Err(Refusal::Parameter { class: name, parameter: unknown.chars().take(80).collect() });
         }
@@ -252,6 +259,11 @@ impl Template {
             Some("csi") => Source::Csi,
             Some(other) => return Err(Refusal::Source { class: name, wanted: other.chars().take(40).collect() }),
         };
+        if let Some(wanted) = parameters.get(ON_NODE_LOSS)
+            && !matches!(wanted.as_str(), policy::KEEP | policy::RECREATE)
+        {
+            return Err(Refusal::OnNodeLoss { class: name, wanted: wanted.chars().take(40).collect() });
+        }
         let mount_options = class.mount_options.as_deref().unwrap_or_default().join(",");
         MountOptions::parse(&mount_options).map_err(|source| Refusal::MountOption { class: name, source })?;
         // Only the options themselves go on, into PVs: no white space around them.

@@ -10,7 +10,8 @@ use k8s_openapi::api::storage::v1::StorageClass;
 use kube::ResourceExt;
 use kube::api::ObjectMeta;
 
-use crate::controller::names::{PROVISIONED_BY, PV_FINALIZER, volume_of};
+use crate::controller::loss;
+use crate::controller::names::{ON_NODE_LOSS, PROVISIONED_BY, PV_FINALIZER, volume_of};
 use crate::controller::quantity::storage;
 use crate::controller::validate::{Request, Source};
 use crate::names::{DRIVER, FLEX_DRIVER, TOPOLOGY_NODE, context};
@@ -61,7 +62,7 @@ pub fn build(claim: &PersistentVolumeClaim, class: &StorageClass, request: &Requ
     PersistentVolume {
         metadata: ObjectMeta {
             name: Some(volume_of(&claim_uid)),
-            annotations: Some(BTreeMap::from([(PROVISIONED_BY.to_owned(), DRIVER.to_owned())])),
+            annotations: Some(annotations(class)),
             finalizers: (reclaim_policy == "Delete").then(|| vec![PV_FINALIZER.to_owned()]),
             ..ObjectMeta::default()
         },
@@ -97,6 +98,15 @@ pub fn build(claim: &PersistentVolumeClaim, class: &StorageClass, request: &Requ
         }),
         status: None,
     }
+}
+
+fn annotations(class: &StorageClass) -> BTreeMap<String, String> {
+    let mut annotations = BTreeMap::from([(PROVISIONED_BY.to_owned(), DRIVER.to_owned())]);
+    let on_loss = class.parameters.as_ref().and_then(|parameters| parameters.get(crate::names::ON_NODE_LOSS));
+    if let Some(on_loss) = on_loss.filter(|on_loss| *on_loss == loss::policy::RECREATE) {
+        annotations.insert(ON_NODE_LOSS.to_owned(), on_loss.clone());
+    }
+    annotations
 }
 
 fn flex_source(claim_uid: &str, request: &Request, made: &Made) -> FlexPersistentVolumeSource {
