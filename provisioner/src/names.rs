@@ -47,6 +47,9 @@ pub const METRICS_TLS_SECRET: &str = "lvprov-metrics-tls";
 /// runs on its node, which is another than that in the API.
 pub const STATIC_POD_UID: &str = "kubernetes.io/config.hash";
 
+/// Parameter of a StorageClass: what becomes of a claim whose node is lost.
+pub const ON_NODE_LOSS: &str = "onNodeLoss";
+
 /// Keys of a volume's context: what CreateVolume answers, and what kubelet adds.
 pub mod context {
     /// Namespace of the claim.

@@ -14,6 +14,7 @@ mod growth;
 mod hosts;
 mod layouts;
 mod logs;
+mod loss;
 mod metrics;
 mod unmounts;
 
@@ -42,6 +43,8 @@ fn main() {
     tests.extend(hosts::TESTS);
     tests.extend(crash::TESTS);
     tests.extend(doctor::TESTS);
+    // It takes a node away, and gives it back.
+    tests.extend(loss::TESTS);
     lvprov_tests::run(&tests, start)
 }
 

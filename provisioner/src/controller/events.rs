@@ -31,6 +31,14 @@ pub enum Reason {
     NoNodeHasRoom,
     /// The node chosen for the claim's pod no longer exists.
     NodeGone,
+    /// The node of a volume has left the cluster.
+    NodeLost,
+    /// Nothing is done for lost nodes, since they are too many.
+    NodeLossStopped,
+    /// The claim is deleted, to be made anew on another node.
+    ClaimGivenUp,
+    /// A volume stays on a node that is lost; its PV goes.
+    VolumeLeftBehind,
     /// The class does not allow volumes on the chosen node.
     NodeNotAllowed,
     /// The node service of the chosen node does not answer.
@@ -71,6 +79,10 @@ impl Reason {
             Self::ClaimRefused => "ClaimRefused",
             Self::NoNodeHasRoom => "NoNodeHasRoom",
             Self::NodeGone => "NodeGone",
+            Self::NodeLost => "NodeLost",
+            Self::NodeLossStopped => "NodeLossStopped",
+            Self::ClaimGivenUp => "ClaimGivenUp",
+            Self::VolumeLeftBehind => "VolumeLeftBehind",
             Self::NodeNotAllowed => "NodeNotAllowed",
             Self::NodeUnreachable => "NodeUnreachable",
             Self::NoVolumeGroup => "NoVolumeGroup",
@@ -114,6 +126,7 @@ impl Reason {
             | Self::VolumeGrowthFailed
             | Self::VolumeGrown
             | Self::VolumeGrowthWithdrawn => "Grow",
+            Self::NodeLost | Self::NodeLossStopped | Self::ClaimGivenUp | Self::VolumeLeftBehind => "GiveUp",
             Self::VolumeInUse | Self::VolumeDeleteFailed | Self::VolumeKept => "Delete",
             Self::FailedUnmount => "Unmount",
             Self::CertificateRenewed | Self::CertificateNotRenewed => "Renew",

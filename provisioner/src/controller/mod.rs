@@ -14,6 +14,7 @@ mod events;
 mod growth;
 mod lease;
 mod leftovers;
+mod loss;
 pub(crate) mod names;
 pub mod nodes;
 mod placement;
@@ -76,6 +77,18 @@ pub struct Args {
     /// scheduler and its capacity is withdrawn
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     pub node_patience: u64,
+    /// How long a Node object has to be gone before its node counts as lost for
+    /// good: claims of classes with onNodeLoss: recreate are made anew, and
+    /// released volumes are given up. 0: never
+    #[arg(long, default_value_t = 0, value_name = "SECONDS")]
+    pub node_lost_after: u64,
+    /// So many claims of lost nodes are deleted in a minute at most
+    #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub node_lost_claims_per_minute: u16,
+    /// Where more than this share of all nodes is lost at once, nothing is done
+    /// (one node always may be lost)
+    #[arg(long, default_value_t = 20, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub node_lost_most_percent: u8,
     /// Deployment in the namespace that the CSIStorageCapacity objects belong
     /// to, so that they go with it
     #[arg(long, value_name = "NAME")]
@@ -253,7 +266,20 @@ async fn act(args: &Args, client: Client, identity: String) -> Result<(), Contro
                 futures::future::join(calls::run(ctx.clone()), leftovers::run(ctx.clone(), came_up)).await;
             }
         };
-        futures::future::join3(volumes, claims, left).await;
+        let lost = async {
+            if args.node_lost_after == 0 {
+                return;
+            }
+            let settings = loss::Settings {
+                after: Duration::from_secs(args.node_lost_after),
+                claims_per_minute: args.node_lost_claims_per_minute.into(),
+                most_percent: args.node_lost_most_percent.into(),
+            };
+            if ctx.volumes.wait_until_ready().await.is_ok() {
+                loss::run(ctx.clone(), settings).await;
+            }
+        };
+        futures::future::join4(volumes, claims, left, lost).await;
     };
     tokio::select! {
         () = work => Err(ControllerError::Ended("claims and volumes")),

@@ -40,6 +40,13 @@ pub const GROWTH_ENDED: &str = "lvprov.io/growth-ended";
 /// On a PV of ours: how its volume lies on the disks, where it is not linear.
 pub const LAYOUT: &str = "lvprov.io/layout";
 
+/// On a PV of ours whose Node object is not there: since when that is known.
+pub const NODE_LOST_SINCE: &str = "lvprov.io/node-lost-since";
+
+/// On a PV of ours, from its class: what becomes of its claim when its node is
+/// lost. The class may have gone by then.
+pub const ON_NODE_LOSS: &str = "lvprov.io/on-node-loss";
+
 /// Key of the sizes in claims and PVs.
 pub const STORAGE: &str = "storage";
 

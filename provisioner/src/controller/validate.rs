@@ -18,11 +18,12 @@ use lvm::layout::{self, Layout, LayoutError};
 use lvm::names::{DeviceClass, NameError, VgName};
 use lvm::size::{QuantityError, human};
 
+use super::loss::policy;
 use super::names::BETA_STORAGE_CLASS;
 use super::quantity::storage_of;
 use super::topology::Topologies;
 use crate::names::parameters::{DELETE_POLICY, DEVICE_CLASS, FS_TYPE, TRASH_TIME, VOLUME_GROUP};
-use crate::names::{MKFS_OPTIONS, SOURCE};
+use crate::names::{MKFS_OPTIONS, ON_NODE_LOSS, SOURCE};
 
 /// Through what kubelet mounts the volumes of a class, and so who grows them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -187,8 +188,8 @@ pub enum Refusal {
     MkfsOption { class: String, source: MkfsOptionError },
     #[error(
         "StorageClass {class} has the unknown parameter {parameter:?}. Known are volumeGroup, deviceClass, \
-         csi.storage.k8s.io/fstype, mkfsOptions, layout, stripes, stripeSize, mirrors, source, deletePolicy and \
-         trashTime. Delete the class and make it again without it"
+         csi.storage.k8s.io/fstype, mkfsOptions, layout, stripes, stripeSize, mirrors, source, deletePolicy, \
+         trashTime and onNodeLoss. Delete the class and make it again without it"
     )]
     Parameter { class: String, parameter: String },
     #[error("StorageClass {class}: {source}. Delete the class and make it again with the layout put right")]
@@ -222,6 +223,11 @@ pub enum Refusal {
     DeletePolicy { class: String, source: DeletePolicyError },
     #[error("StorageClass {class}: trashTime {source}. Delete the class and make it again with trashTime: 24h")]
     TrashTime { class: String, source: DurationError },
+    #[error(
+        "StorageClass {class} has onNodeLoss {wanted:?}; known are keep and recreate. Delete the class and make it again \
+         with one of them, or without it for keep"
+    )]
+    OnNodeLoss { class: String, wanted: String },
 }
 
 /// The name of the class that a claim asks for.
@@ -332,7 +338,8 @@ impl Template {
         let parameters = class.parameters.as_ref().unwrap_or(&none);
         const LAYOUTS: [&str; 4] = [layout::LAYOUT, layout::STRIPES, layout::STRIPE_SIZE, layout::MIRRORS];
         let known = |key: &str| {
-            matches!(key, VOLUME_GROUP | DEVICE_CLASS | FS_TYPE | MKFS_OPTIONS | SOURCE | DELETE_POLICY | TRASH_TIME)
+            matches!(key, VOLUME_GROUP | DEVICE_CLASS | FS_TYPE | MKFS_OPTIONS | SOURCE)
+                || matches!(key, DELETE_POLICY | TRASH_TIME | ON_NODE_LOSS)
                 || LAYOUTS.contains(&key)
         };
         if let Some(unknown) = parameters.keys().find(|key| !known(key)) {
@@ -374,6 +381,11 @@ impl Template {
             Some(text) => parse_duration(text).map_err(|source| Refusal::TrashTime { class: name.clone(), source })?,
         };
         let end = End { delete, trash_time, class: name.clone() };
+        if let Some(wanted) = parameters.get(ON_NODE_LOSS)
+            && !matches!(wanted.as_str(), policy::KEEP | policy::RECREATE)
+        {
+            return Err(Refusal::OnNodeLoss { class: name, wanted: wanted.chars().take(40).collect() });
+        }
         let mount_options = class.mount_options.as_deref().unwrap_or_default().join(",");
         MountOptions::parse(&mount_options).map_err(|source| Refusal::MountOption { class: name, source })?;
         // Only the options themselves go on, into PVs: no white space around them.

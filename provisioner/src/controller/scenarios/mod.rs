@@ -4,6 +4,7 @@ mod claims;
 mod expansion;
 mod growth;
 mod left;
+mod loss;
 mod node;
 mod renewal;
 mod unmounts;

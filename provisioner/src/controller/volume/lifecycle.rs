@@ -13,7 +13,7 @@ use lvprov_proto::csi::DeleteVolumeRequest;
 use lvprov_proto::csi::controller_client::ControllerClient;
 use serde_json::json;
 use tonic::Code;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{Place, place_of};
 use crate::controller::context::Context;
@@ -117,7 +117,39 @@ async fn remove(volume: &PersistentVolume, place: &Place, ctx: &Context) -> Resu
     fault::point("delete-after");
     info!(volume = name, handle = place.handle(), node = place.topology, "removed the volume");
     ctx.failures.clear(&volume.uid().unwrap_or_default());
+    delete_object(&now, ctx).await
+}
 
+/// Lets a released PV go whose node has gone for good; its logical volume is
+/// left behind there.
+///
+/// # Errors
+/// When the API server cannot be asked, or refuses.
+pub async fn give_up(volume: &PersistentVolume, place: &Place, ctx: &Context) -> Result<(), Error> {
+    let name = volume.name_any();
+    let api: Api<PersistentVolume> = Api::all(ctx.client.clone());
+    let Some(now) = api.get_opt(&name).await.doing(|| format!("read PersistentVolume {name}"))? else {
+        return Ok(());
+    };
+    let same = now.uid() == volume.uid() && need(&now) == Need::Removal && place_of(&now).as_ref() == Some(place);
+    if !same || still_claimed(&now, ctx).await? {
+        return Ok(());
+    }
+    let note = format!(
+        "logical volume {} is left behind on node {}, which has been gone for long enough; this PersistentVolume goes \
+         without it. If the node comes back, `lvprov gc` lists the volume, and nothing uses it",
+        place.handle(),
+        place.topology
+    );
+    warn!(volume = name, handle = place.handle(), node = place.topology, "left behind on a lost node");
+    ctx.events.tell(&now, Reason::VolumeLeftBehind, note).await;
+    delete_object(&now, ctx).await.map(|_| ())
+}
+
+/// Deletes a PV whose volume needs nothing any more.
+async fn delete_object(now: &PersistentVolume, ctx: &Context) -> Result<Action, Error> {
+    let name = now.name_any();
+    let api: Api<PersistentVolume> = Api::all(ctx.client.clone());
     let this_one = DeleteParams {
         preconditions: Some(Preconditions { uid: now.uid(), resource_version: None }),
         ..DeleteParams::default()

@@ -4,5 +4,5 @@
 mod lifecycle;
 mod object;
 
-pub use lifecycle::{Need, delete_volume, need, reconcile};
+pub use lifecycle::{Need, delete_volume, give_up, need, reconcile};
 pub use object::{Made, Place, build, layout_of, logical_volume_of, place_of, source_of};

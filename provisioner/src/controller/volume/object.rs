@@ -11,7 +11,8 @@ use kube::ResourceExt;
 use kube::api::ObjectMeta;
 use lvm::layout::Layout;
 
-use crate::controller::names::{LAYOUT, PROVISIONED_BY, PV_FINALIZER, volume_of};
+use crate::controller::loss;
+use crate::controller::names::{LAYOUT, ON_NODE_LOSS, PROVISIONED_BY, PV_FINALIZER, volume_of};
 use crate::controller::quantity::storage;
 use crate::controller::validate::{Request, Source};
 use crate::names::{DRIVER, FLEX_DRIVER, TOPOLOGY_NODE, context};
@@ -63,7 +64,7 @@ pub fn build(claim: &PersistentVolumeClaim, class: &StorageClass, request: &Requ
     PersistentVolume {
         metadata: ObjectMeta {
             name: Some(volume_of(&claim_uid)),
-            annotations: Some(annotations(request)),
+            annotations: Some(annotations(request, class)),
             finalizers: (reclaim_policy == "Delete").then(|| vec![PV_FINALIZER.to_owned()]),
             ..ObjectMeta::default()
         },
@@ -101,10 +102,14 @@ pub fn build(claim: &PersistentVolumeClaim, class: &StorageClass, request: &Requ
     }
 }
 
-fn annotations(request: &Request) -> BTreeMap<String, String> {
+fn annotations(request: &Request, class: &StorageClass) -> BTreeMap<String, String> {
     let mut all = BTreeMap::from([(PROVISIONED_BY.to_owned(), DRIVER.to_owned())]);
     if !request.layout.is_linear() {
         all.insert(LAYOUT.to_owned(), request.layout.to_string());
+    }
+    let on_loss = class.parameters.as_ref().and_then(|parameters| parameters.get(crate::names::ON_NODE_LOSS));
+    if let Some(on_loss) = on_loss.filter(|on_loss| *on_loss == loss::policy::RECREATE) {
+        all.insert(ON_NODE_LOSS.to_owned(), on_loss.clone());
     }
     all
 }
