@@ -21,6 +21,7 @@ pub mod quota;
 mod repair;
 pub mod report;
 pub mod size;
+pub mod thin;
 pub mod trouble;
 pub mod volume;
 mod xattr;

@@ -14,6 +14,7 @@ use crate::names::{LvName, VgName, dm_name};
 use crate::placement::{self, Growth};
 use crate::report::{self, LogicalVolume, ReportError, VolumeGroup};
 use crate::size::{human, round_up};
+use crate::thin::PoolError;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -99,6 +100,9 @@ pub enum CreateError {
         /// Bytes of an extent.
         extent: u64,
     },
+    /// The thin pool cannot hold it.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
     /// The kernel cannot do it.
     #[error("this node's kernel has no module {module}, which layout {} needs; install it (modprobe {module}), or keep such volumes off this node with allowedTopologies", .layout.kind())]
     NoModule {
@@ -241,6 +245,9 @@ pub enum ExtendError {
         /// What other disks lack.
         shortage: Shortage,
     },
+    /// The thin pool cannot hold it.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
     /// A disk of the group is missing.
     #[error("{}", Partial(.vg))]
     Partial {
@@ -357,9 +364,15 @@ impl Lvm {
         let owner = Owner::Data(request.owner.clone());
         let mut lock = Lock::volume_group(&request.vg, self.patience())?;
         let size = |extent| whole_stripes(request.size, request.layout, extent, request.limit);
-        let planned = match request.extent_size.filter(|_| request.layout.is_linear()) {
-            Some(extent) => Ok((size(extent)?, Vec::new())),
-            None => {
+        let planned = match (request.extent_size, request.layout) {
+            (Some(extent), Layout::Linear) => Ok((size(extent)?, Vec::new())),
+            (extent, Layout::Thin) => {
+                let extent = extent.map_or_else(|| self.group(&request.vg).map(|group| group.extent_size), Ok)?;
+                let size = size(extent)?;
+                let checked = self.check_thin(request, size);
+                checked.map(|()| (size, Vec::new())).map_err(|error| (size, error))
+            }
+            _ => {
                 let group = self.group(&request.vg)?;
                 let size = size(group.extent_size)?;
                 place(request, &group, size).map(|disks| (size, disks)).map_err(|error| (size, error))
@@ -401,15 +414,24 @@ impl Lvm {
         if !found.open && !self.is_whole(&mut lock, &found, uuid)? {
             self.lvremove(&mut lock, &found.vg, &found.name)?;
             // It took room of its own until now.
-            let disks = match request.layout.is_linear() {
-                true => Vec::new(),
-                false => place(request, &self.group(&request.vg)?, size)?,
+            let disks = match request.layout {
+                Layout::Linear => Vec::new(),
+                Layout::Thin => self.check_thin(request, size).map(|()| Vec::new())?,
+                _ => place(request, &self.group(&request.vg)?, size)?,
             };
             create(&mut lock, size, &disks)?;
             mark(request, uuid)?;
             return Ok(Created { size, existed: false });
         }
         Ok(Created { size: found.size, existed: true })
+    }
+
+    fn check_thin(&self, request: &CreateData, size: u64) -> Result<(), CreateError> {
+        let layout = request.layout;
+        if let Some(module) = layout.missing_module() {
+            return Err(CreateError::NoModule { layout, module });
+        }
+        Ok(self.check_pool(&request.vg, size)?)
     }
 
     /// Whether a data volume that an earlier call made is ready for its owner:
@@ -422,7 +444,15 @@ impl Lvm {
         }
         let node = device(&found.vg, &found.name);
         if !found.active {
-            self.activate(lock, &found.vg, &found.name)?;
+            match self.activate(lock, &found.vg, &found.name) {
+                // The pool does not know it: nobody has ever written to it.
+                Err(CommandError::Failed { stderr, .. })
+                    if found.layout == Layout::Thin && stderr.contains("No data available") =>
+                {
+                    return Ok(false);
+                }
+                other => other?,
+            }
         }
         let whole = || {
             let superblock = filesystem::superblock(&self.runner, &node)?;
@@ -465,12 +495,20 @@ impl Lvm {
         tags: &[String],
         disks: &[String],
     ) -> Result<(), CommandError> {
-        let mut args: Vec<String> = ["lvcreate", "--yes", "--quiet", "--wipesignatures", "y", "--zero", "y", "--name"]
-            .map(str::to_owned)
-            .to_vec();
-        args.push(name.to_string());
-        args.extend(["--size".to_owned(), size_argument(size)]);
-        args.extend(layout.arguments());
+        let mut args: Vec<String> =
+            ["lvcreate", "--yes", "--quiet", "--wipesignatures", "y"].map(str::to_owned).to_vec();
+        match self.config.thin_pools.get(vg).filter(|_| layout == Layout::Thin) {
+            // It zeroes by itself.
+            Some(thin) => {
+                args.extend(["--type", "thin", "--thinpool", thin.pool.as_str(), "--name"].map(str::to_owned));
+                args.extend([name.to_string(), "--virtualsize".to_owned(), size_argument(size)]);
+            }
+            None => {
+                args.extend(["--zero", "y", "--name"].map(str::to_owned));
+                args.extend([name.to_string(), "--size".to_owned(), size_argument(size)]);
+                args.extend(layout.arguments());
+            }
+        }
         for tag in tags {
             args.extend(["--addtag".to_owned(), tag.clone()]);
         }
@@ -569,9 +607,13 @@ impl Lvm {
         now: u64,
         size: u64,
     ) -> Result<(), ExtendError> {
-        let placed = match layout.is_linear() {
-            true => Growth { size, disks: Vec::new() },
-            false => self.place_growth(vg, name, layout, now, size)?,
+        let placed = match layout {
+            Layout::Linear => Growth { size, disks: Vec::new() },
+            Layout::Thin => {
+                self.check_pool(vg, size.saturating_sub(now))?;
+                Growth { size, disks: Vec::new() }
+            }
+            _ => self.place_growth(vg, name, layout, now, size)?,
         };
         let mut args: Vec<String> = ["lvextend", "--yes", "--quiet", "--size"].map(str::to_owned).to_vec();
         args.extend([size_argument(placed.size), format!("{vg}/{name}")]);

@@ -94,7 +94,7 @@ impl Bench {
             let free = fs::read_to_string(&free).unwrap().parse().unwrap();
             let disks = vec![Disk { name: "/dev/ubdb".to_owned(), free }];
             let (name, extent_size) = (VgName::parse("vg0").unwrap(), 4 << 20);
-            Ok(vec![VolumeGroup { name, size: 8 * GIB, free, extent_size, disks, partial: false }])
+            Ok(vec![VolumeGroup { name, size: 8 * GIB, free, extent_size, disks, partial: false, thin_room: None }])
         });
         let (locks, backup) = (at("locks"), at("backup"));
         let reporter = tokio::spawn(async move { reporter.run(&locks, &backup).await.unwrap() });

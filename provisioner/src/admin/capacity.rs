@@ -63,6 +63,7 @@ struct GroupReport {
     extent_bytes: u64,
     disk_free_bytes: Vec<u64>,
     layouts: Vec<String>,
+    thin_room_bytes: u64,
     device_classes: Vec<String>,
     default_device_class: bool,
 }
@@ -82,6 +83,7 @@ impl Report {
                         extent_bytes: group.extent_bytes,
                         disk_free_bytes: group.disk_free_bytes,
                         layouts: group.layouts,
+                        thin_room_bytes: group.thin_room_bytes,
                         device_classes: group.device_classes,
                         default_device_class: group.default_device_class,
                     })
@@ -164,6 +166,7 @@ mod tests {
             layouts: vec!["linear".into()],
             device_classes: if name == "hdd" { vec!["bulk".into(), "cheap".into()] } else { Vec::new() },
             default_device_class: name == "hdd",
+            thin_room_bytes: 0,
         };
         let report = |node: &str, volume_groups| CapacityReport {
             node: node.into(),

@@ -51,6 +51,7 @@ impl ExpandVolumeError {
             Self::NotServed(_) | Self::Lvm(ExtendError::Partial { .. }) => Code::FailedPrecondition,
             Self::Range(_) => Code::OutOfRange,
             Self::Lvm(ExtendError::Full { .. } | ExtendError::NoDisks { .. }) => Code::ResourceExhausted,
+            Self::Lvm(ExtendError::Pool(error)) if error.is_full() => Code::ResourceExhausted,
             Self::Busy(_) => Code::Aborted,
             Self::Misdirected(_) | Self::Interrupted(_) | Self::Lvm(ExtendError::Lock(LockError::Busy { .. })) => {
                 Code::Unavailable

@@ -332,6 +332,7 @@ mod tests {
             extent_size: 4 << 20,
             disks: Vec::new(),
             partial: false,
+            thin_room: None,
         }];
         assert!(!is_gone(&name("vg0"), &groups));
         assert!(is_gone(&name("vg1"), &groups));

@@ -144,6 +144,7 @@ impl NodeCallError {
             | Self::Expand(ExpandError::Extend(ExtendError::Full { .. } | ExtendError::NoDisks { .. })) => {
                 Code::OutOfRange
             }
+            Self::Expand(ExpandError::Extend(ExtendError::Pool(error))) if error.is_full() => Code::OutOfRange,
             Self::Busy(_) => Code::Aborted,
             Self::Data(PublishDataError::Lock(LockError::Busy { .. }))
             | Self::Log(LogError::Lock(LockError::Busy { .. }))
