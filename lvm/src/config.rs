@@ -1,7 +1,7 @@
 //! The node's own settings, shared by the driver and the node service.
 
 use crate::duration::parse_duration;
-use crate::names::{DeviceClass, NodeName, VgName};
+use crate::names::{DeviceClass, LvName, NodeName, VgName};
 use crate::size::parse_quantity;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -21,6 +21,8 @@ pub struct NodeConfig {
     pub more_volume_groups: Vec<VgName>,
     /// What StorageClasses call the volume groups.
     pub device_classes: DeviceClasses,
+    /// The thin pools of volume groups, made by the admin.
+    pub thin_pools: BTreeMap<VgName, ThinPool>,
     /// Directory below which log volumes are mounted. Default `/var/log/lvprov`.
     pub log_root: PathBuf,
     /// What `{node}` of a subPath stands for. Default: the host's name.
@@ -41,6 +43,34 @@ pub struct NodeConfig {
     /// File to which one JSON line is written for each child process run
     /// (see [`crate::command`]). Default: none.
     pub command_log: Option<PathBuf>,
+}
+
+/// A thin pool that thin volumes are made in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ThinPool {
+    /// Its name in its group.
+    pub pool: LvName,
+    /// So many thousandths of its size its volumes may have together.
+    pub over_provisioning: u64,
+}
+
+impl ThinPool {
+    fn read(pools: BTreeMap<String, ThinPoolFile>) -> Result<BTreeMap<VgName, Self>, String> {
+        let mut read = BTreeMap::new();
+        for (vg, pool) in pools {
+            let vg = VgName::parse(&vg).map_err(|error| format!("thinPools: {error}"))?;
+            let wrong = |error: String| format!("thinPools.{vg}: {error}");
+            let name = LvName::parse(&pool.pool).map_err(|error| wrong(error.to_string()))?;
+            let ratio = pool.over_provisioning.map_or_else(|| "1".to_owned(), |ratio| ratio.to_string());
+            // As thousands are read: 1.5k.
+            let thousandths =
+                parse_quantity(&format!("{ratio}k")).ok().filter(|ratio| (1000..=100_000).contains(ratio));
+            let over_provisioning = thousandths
+                .ok_or_else(|| wrong(format!("overProvisioning is {ratio}, and must be from 1 (never) to 100")))?;
+            read.insert(vg, Self { pool: name, over_provisioning });
+        }
+        Ok(read)
+    }
 }
 
 /// Names for volume groups, so that they may be called differently on each node.
@@ -180,6 +210,7 @@ struct File {
     volume_group: Option<String>,
     more_volume_groups: Vec<String>,
     device_classes: Option<BTreeMap<String, DeviceClassFile>>,
+    thin_pools: BTreeMap<String, ThinPoolFile>,
     log_root: Option<PathBuf>,
     node_name: Option<String>,
     log_volumes: LogVolumes,
@@ -189,6 +220,13 @@ struct File {
     log_file: Option<PathBuf>,
     keep_lvm: Option<bool>,
     command_log: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct ThinPoolFile {
+    pool: String,
+    over_provisioning: Option<serde_json::Number>,
 }
 
 #[derive(Deserialize)]
@@ -260,6 +298,7 @@ impl NodeConfig {
         let volume_group = group(file.volume_group.as_deref().unwrap_or("vg0"))?;
         Ok(Self {
             device_classes: DeviceClasses::read(file.device_classes, &volume_group).map_err(invalid)?,
+            thin_pools: ThinPool::read(file.thin_pools).map_err(invalid)?,
             volume_group,
             more_volume_groups: file.more_volume_groups.iter().map(|name| group(name)).collect::<Result<_, _>>()?,
             log_root: without_links(&log_root),
@@ -377,6 +416,16 @@ mod tests {
     }
 
     #[test]
+    fn thin_pools_are_promised_once_unless_the_file_says_otherwise() {
+        let config = load(
+            r#"{"thinPools":{"vg0":{"pool":"pool0"},"vg1":{"pool":"a","overProvisioning":1.5},
+                "vg2":{"pool":"b","overProvisioning":20}}}"#,
+        );
+        let pools: Vec<_> = config.unwrap().thin_pools.into_values().map(|pool| pool.over_provisioning).collect();
+        assert_eq!(pools, [1000, 1500, 20_000]);
+    }
+
+    #[test]
     fn bounds_are_read_with_their_units() {
         let config = load(
             r#"{"deadline":"30s","repair":"safe","logLevel":"debug","nodeName":"n1","logVolumes":{"defaultSize":"1Gi",
@@ -401,6 +450,11 @@ mod tests {
             (r#"{"deadline":"1s"}"#, "deadline"),
             (r#"{"nodeName":"a/b"}"#, "nodeName"),
             (r#"{"repair":"force"}"#, "force"),
+            (r#"{"thinPools":{"vg0":{"pool":"-a"}}}"#, "thinPools.vg0"),
+            (r#"{"thinPools":{"vg0":{"pool":"a","overProvisioning":0.5}}}"#, "overProvisioning is 0.5"),
+            (r#"{"thinPools":{"vg0":{"pool":"a","overProvisioning":101}}}"#, "from 1 (never) to 100"),
+            (r#"{"thinPools":{"vg0":{"pool":"a","overProvisioning":-1}}}"#, "overProvisioning is -1"),
+            (r#"{"thinPools":{"vg0":{"pool":"a","size":"1Gi"}}}"#, "size"),
             (r#"{"deviceClasses":{"Fast":{"volumeGroup":"a"}}}"#, "device class"),
             (r#"{"deviceClasses":{"fast":{"volumeGroup":"-a"}}}"#, "deviceClasses.fast"),
             (r#"{"deviceClasses":{"fast":{}}}"#, "volumeGroup"),

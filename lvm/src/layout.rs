@@ -54,13 +54,15 @@ pub enum Layout {
         /// Bytes that go to one part before the next one's turn.
         stripe_size: u64,
     },
+    /// In the group's thin pool, which gives it room as it is written to.
+    Thin,
 }
 
 /// Parameters that were refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
     /// Another layout.
-    #[error("layout {0:?} is not known; known are linear, striped, raid1 and raid10")]
+    #[error("layout {0:?} is not known; known are linear, striped, raid1, raid10 and thin")]
     Unknown(String),
     /// A parameter of another layout.
     #[error("parameter {parameter} does not go with layout {layout}")]
@@ -139,6 +141,7 @@ impl Layout {
                 let (stripes, stripe_size) = (stripes("raid10", RAID10)?, stripe_size(get(STRIPE_SIZE))?);
                 (Self::Raid10 { stripes, stripe_size }, &[STRIPES, STRIPE_SIZE, MIRRORS])
             }
+            "thin" => (Self::Thin, &[]),
             other => return Err(LayoutError::Unknown(other.chars().take(40).collect())),
         };
         let unfit = [STRIPES, STRIPE_SIZE, MIRRORS].into_iter().find(|key| get(key).is_some() && !takes.contains(key));
@@ -157,6 +160,7 @@ impl Layout {
                 all.extend([(STRIPES, stripes.to_string()), (STRIPE_SIZE, stripe_size.to_string())]);
             }
             Self::Raid1 { mirrors } => all.push((MIRRORS, mirrors.to_string())),
+            Self::Thin => {}
         }
         all
     }
@@ -168,6 +172,7 @@ impl Layout {
             Self::Striped { .. } => "striped",
             Self::Raid1 { .. } => "raid1",
             Self::Raid10 { .. } => "raid10",
+            Self::Thin => "thin",
         }
     }
 
@@ -179,7 +184,7 @@ impl Layout {
     /// Among how many parts a volume's bytes are divided.
     fn parts(self) -> u64 {
         match self {
-            Self::Linear | Self::Raid1 { .. } => 1,
+            Self::Linear | Self::Raid1 { .. } | Self::Thin => 1,
             Self::Striped { stripes, .. } | Self::Raid10 { stripes, .. } => stripes.into(),
         }
     }
@@ -187,7 +192,7 @@ impl Layout {
     /// How many disks it takes.
     pub fn legs(self) -> usize {
         let legs = match self {
-            Self::Linear => 1,
+            Self::Linear | Self::Thin => 1,
             Self::Striped { stripes, .. } => stripes,
             Self::Raid1 { mirrors } => mirrors + 1,
             Self::Raid10 { stripes, .. } => stripes * 2,
@@ -203,7 +208,7 @@ impl Layout {
     /// Bytes of one stripe, which may not be more than an extent.
     pub fn stripe_size(self) -> Option<u64> {
         match self {
-            Self::Linear | Self::Raid1 { .. } => None,
+            Self::Linear | Self::Raid1 { .. } | Self::Thin => None,
             Self::Striped { stripe_size, .. } | Self::Raid10 { stripe_size, .. } => Some(stripe_size),
         }
     }
@@ -325,7 +330,8 @@ impl Layout {
         let mut all = Vec::new();
         let mut add = |option: &str, value: String| all.extend([option.to_owned(), value]);
         match self {
-            Self::Linear => {}
+            // Of a thin one, what it is told depends on the group.
+            Self::Linear | Self::Thin => {}
             Self::Striped { stripes, stripe_size } => {
                 add("--type", "striped".to_owned());
                 add("--stripes", stripes.to_string());
@@ -352,11 +358,12 @@ impl Layout {
             Self::Linear | Self::Striped { .. } => &[],
             Self::Raid1 { .. } => &["dm-raid", "raid1"],
             Self::Raid10 { .. } => &["dm-raid", "raid10"],
+            Self::Thin => &["dm-thin-pool"],
         };
         needs.iter().find(|module| !has_module(module)).copied()
     }
 
-    /// Names of the layouts that this node's kernel has.
+    /// Names of the layouts that this node's kernel has. (Thin volumes need a pool, too.)
     pub fn kinds_here() -> Vec<&'static str> {
         let (stripes, stripe_size) = (DEFAULT_STRIPES, DEFAULT_STRIPE_SIZE);
         [
@@ -433,7 +440,7 @@ impl fmt::Display for Layout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.kind())?;
         match self {
-            Self::Linear => Ok(()),
+            Self::Linear | Self::Thin => Ok(()),
             Self::Striped { stripes, stripe_size } | Self::Raid10 { stripes, stripe_size } => {
                 write!(f, ":{stripes}:{stripe_size}")
             }
@@ -483,6 +490,7 @@ mod tests {
         assert_eq!(parse(&[("layout", "raid1")]), Ok(RAID1));
         assert_eq!(parse(&[("layout", "raid1"), ("mirrors", "2")]), Ok(Layout::Raid1 { mirrors: 2 }));
         assert_eq!(parse(&[("layout", "striped"), ("stripes", "3")]), Ok(STRIPED3));
+        assert_eq!(parse(&[("layout", "thin")]), Ok(Layout::Thin));
         assert_eq!(parse(&[("layout", "raid10"), ("stripeSize", "64Ki"), ("mirrors", "1")]), Ok(RAID10));
         for bad in [
             &[("layout", "raid5")][..],
@@ -492,6 +500,7 @@ mod tests {
             &[("layout", "raid1"), ("stripes", "2")],
             &[("layout", "raid1"), ("stripeSize", "64Ki")],
             &[("layout", "striped"), ("mirrors", "1")],
+            &[("layout", "thin"), ("stripes", "2")],
             &[("layout", "raid1"), ("mirrors", "0")],
             &[("layout", "raid1"), ("mirrors", "10")],
             &[("layout", "raid10"), ("mirrors", "2")],
@@ -561,6 +570,7 @@ mod tests {
     proptest! {
         #[test]
         fn tags_and_parameters_go_both_ways(layout in any_layout()) {
+            prop_assert_eq!("thin".parse(), Ok(Layout::Thin));
             let tag = layout.to_string();
             prop_assert!(tag.bytes().all(|b| b.is_ascii_alphanumeric() || b == b':'));
             prop_assert_eq!(tag.parse(), Ok(layout));

@@ -28,6 +28,7 @@ mod repair;
 pub mod report;
 mod shell;
 pub mod size;
+pub mod thin;
 pub mod trash;
 pub mod trouble;
 pub mod volume;

@@ -29,6 +29,9 @@ pub struct VolumeGroup {
     pub partial: bool,
     /// What there is beside its volumes.
     pub metadata: Metadata,
+    /// Bytes that may be promised of its thin pool, where it has one and that
+    /// has been looked at.
+    pub thin_room: Option<u64>,
 }
 
 impl VolumeGroup {
@@ -138,6 +141,7 @@ pub(crate) const VG_FIELDS: &str = "vg_name,vg_size,vg_extent_size,vg_attr,vg_md
                                     pv_name,pv_free,pv_missing,pv_allocatable";
 pub(crate) const PV_FIELDS: &str =
     "vg_name,vg_extent_size,vg_attr,pv_name,pv_free,pv_missing,pv_allocatable,lv_name,seg_start";
+pub(crate) const POOL_FIELDS: &str = "vg_name,lv_name,lv_size,lv_attr,pool_lv,data_percent,metadata_percent";
 pub(crate) const LV_FIELDS: &str = "vg_name,lv_name,lv_size,lv_attr,lv_time,lv_tags";
 
 #[derive(Deserialize)]
@@ -175,6 +179,17 @@ struct LvRow {
     lv_attr: String,
     lv_time: String,
     lv_tags: String,
+}
+
+#[derive(Deserialize)]
+struct PoolRow {
+    vg_name: String,
+    lv_name: String,
+    lv_size: String,
+    lv_attr: String,
+    pool_lv: String,
+    data_percent: String,
+    metadata_percent: String,
 }
 
 #[derive(Deserialize)]
@@ -266,6 +281,7 @@ pub fn volume_groups(stdout: &[u8]) -> Result<Vec<VolumeGroup>, ReportError> {
                 free: number(report, "vg_mda_free", &row.vg_mda_free)?,
                 missing_disks: number(report, "vg_missing_pv_count", &row.vg_missing_pv_count)?,
             },
+            thin_room: None,
         });
         group.disks.extend(disk(report, &row.pv_name, &row.pv_free, &row.pv_missing, &row.pv_allocatable)?);
     }
@@ -323,6 +339,50 @@ pub fn volumes(stdout: &[u8]) -> Result<Vec<LogicalVolume>, ReportError> {
         });
     }
     Ok(volumes)
+}
+
+/// How much of a thin pool is promised and used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PoolUse {
+    /// Its group.
+    pub vg: String,
+    /// Its name.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+    /// Bytes that its volumes have together.
+    pub promised: u64,
+    /// Percent of its data that is used, where it is active.
+    pub data: Option<u64>,
+    /// Percent of its metadata.
+    pub metadata: Option<u64>,
+    /// Whether it zeroes what it hands out.
+    pub zeroes: bool,
+}
+
+/// Decodes the output of `lvs` for thin pools, whoever has made their volumes.
+pub(crate) fn pools(stdout: &[u8]) -> Result<Vec<PoolUse>, ReportError> {
+    let report = "lvs";
+    let (rows, _) = rows::<PoolRow>(report, stdout)?;
+    let percent = |text: &str| text.split('.').next().and_then(|whole| whole.parse().ok());
+    let mut pools = Vec::new();
+    // lvs(8): the first letter of lv_attr is the type, the eighth whether new blocks are zeroed.
+    for row in rows.iter().filter(|row| row.lv_attr.starts_with('t')) {
+        let mut promised = 0_u64;
+        for volume in rows.iter().filter(|one| one.vg_name == row.vg_name && one.pool_lv == row.lv_name) {
+            promised = promised.saturating_add(number(report, "lv_size", &volume.lv_size)?);
+        }
+        pools.push(PoolUse {
+            vg: row.vg_name.clone(),
+            name: row.lv_name.clone(),
+            size: number(report, "lv_size", &row.lv_size)?,
+            promised,
+            data: percent(&row.data_percent),
+            metadata: percent(&row.metadata_percent),
+            zeroes: row.lv_attr.as_bytes().get(7) == Some(&b'z'),
+        });
+    }
+    Ok(pools)
 }
 
 /// The disks of one group, and which of them a volume lies on.
@@ -497,6 +557,14 @@ mod tests {
     }
 
     #[test]
+    fn a_pool_has_promised_what_its_volumes_may_come_to_have() {
+        let found = pools(include_bytes!("../captures/lvs-thin.json")).unwrap();
+        let [pool] = found.as_slice() else { panic!("{found:?}") };
+        assert_eq!((pool.vg.as_str(), pool.name.as_str(), pool.size), ("vg1", "pool0", 1 << 30));
+        assert_eq!((pool.promised, pool.data, pool.metadata, pool.zeroes), (640 << 20, Some(6), Some(11), true));
+    }
+
+    #[test]
     fn a_group_without_volumes_is_no_error() {
         assert_eq!(volumes(include_bytes!("../captures/lvs-empty.json")).unwrap(), []);
     }
@@ -541,6 +609,7 @@ mod tests {
             let _ = segments(&bytes);
             let _ = volumes(&bytes);
             let _ = volume_groups(&bytes);
+            let _ = pools(&bytes);
             let _ = disks(&bytes, &LvName::parse("pvc-1").unwrap());
         }
     }

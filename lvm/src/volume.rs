@@ -16,6 +16,7 @@ use crate::placement::{self, Growth};
 use crate::report::{self, LogicalVolume, ReportError, VOLUME_METADATA, VolumeGroup, volumes_that_fit};
 use crate::shell::Shells;
 use crate::size::{human, round_up};
+use crate::thin::PoolError;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -136,6 +137,9 @@ pub enum CreateError {
         /// Bytes of an extent.
         extent: u64,
     },
+    /// The thin pool cannot hold it.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
     /// The kernel cannot do it.
     #[error("this node's kernel has no module {module}, which layout {} needs; install it (modprobe {module}), or keep such volumes off this node with allowedTopologies", .layout.kind())]
     NoModule {
@@ -290,6 +294,9 @@ pub enum ExtendError {
         /// What other disks lack.
         shortage: Shortage,
     },
+    /// The thin pool cannot hold it.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
     /// A disk of the group is missing.
     #[error("{}", Partial(.vg))]
     Partial {
@@ -502,9 +509,10 @@ impl Lvm {
         if !found.open && !self.is_whole(&mut lock, &found, uuid)? {
             self.lvremove(&mut lock, &found.vg, &found.name)?;
             // It took room of its own until now.
-            let disks = match request.layout.is_linear() {
-                true => Vec::new(),
-                false => place(request, &self.group(&request.vg, &lock)?, size)?,
+            let disks = match request.layout {
+                Layout::Linear => Vec::new(),
+                Layout::Thin => self.check_thin(&lock, request, size).map(|()| Vec::new())?,
+                _ => place(request, &self.group(&request.vg, &lock)?, size)?,
             };
             self.lvcreate(&mut lock, &request.vg, &request.name, size, request.layout, &tags, &disks)?;
             return made(size);
@@ -517,9 +525,16 @@ impl Lvm {
     pub(crate) fn begin(&self, request: &CreateData, tags: &[String]) -> Result<Begun, CreateError> {
         let mut lock = self.lock_group(&request.vg)?;
         let size = |extent| whole_stripes(request.size, request.layout, extent, request.limit);
-        let planned = match request.extent_size.filter(|_| request.layout.is_linear()) {
-            Some(extent) => Ok((size(extent)?, Vec::new())),
-            None => {
+        let planned = match (request.extent_size, request.layout) {
+            (Some(extent), Layout::Linear) => Ok((size(extent)?, Vec::new())),
+            (extent, Layout::Thin) => {
+                let extent =
+                    extent.map_or_else(|| self.group(&request.vg, &lock).map(|group| group.extent_size), Ok)?;
+                let size = size(extent)?;
+                let checked = self.check_thin(&lock, request, size);
+                checked.map(|()| (size, Vec::new())).map_err(|error| (size, error))
+            }
+            _ => {
                 let group = self.group(&request.vg, &lock)?;
                 let size = size(group.extent_size)?;
                 place(request, &group, size).map(|disks| (size, disks)).map_err(|error| (size, error))
@@ -571,6 +586,14 @@ impl Lvm {
         Ok(Begun { lock, size, found: Some(found) })
     }
 
+    fn check_thin(&self, lock: &Lock, request: &CreateData, size: u64) -> Result<(), CreateError> {
+        let layout = request.layout;
+        if let Some(module) = layout.missing_module() {
+            return Err(CreateError::NoModule { layout, module });
+        }
+        Ok(self.check_pool(lock, &request.vg, size)?)
+    }
+
     /// Whether a data volume that an earlier call made is ready for its owner:
     /// marked as new, or formatted for it. If it is neither, that call was cut
     /// off before it could wipe and mark it; whatever it holds is a former
@@ -581,7 +604,15 @@ impl Lvm {
         }
         let node = device(&found.vg, &found.name);
         if !found.active {
-            self.activate(lock, &found.vg, &found.name)?;
+            match self.activate(lock, &found.vg, &found.name) {
+                // The pool does not know it: nobody has ever written to it.
+                Err(CommandError::Failed { stderr, .. })
+                    if found.layout == Layout::Thin && stderr.contains("No data available") =>
+                {
+                    return Ok(false);
+                }
+                other => other?,
+            }
         }
         let whole = || {
             let superblock = filesystem::superblock(&self.runner, &node)?;
@@ -640,12 +671,20 @@ impl Lvm {
         tags: &[String],
         disks: &[String],
     ) -> Result<(), CommandError> {
-        let mut args: Vec<String> = ["lvcreate", "--yes", "--quiet", "--wipesignatures", "y", "--zero", "y", "--name"]
-            .map(str::to_owned)
-            .to_vec();
-        args.push(name.to_string());
-        args.extend(["--size".to_owned(), size_argument(size)]);
-        args.extend(layout.arguments());
+        let mut args: Vec<String> =
+            ["lvcreate", "--yes", "--quiet", "--wipesignatures", "y"].map(str::to_owned).to_vec();
+        match self.config.thin_pools.get(vg).filter(|_| layout == Layout::Thin) {
+            // It zeroes by itself.
+            Some(thin) => {
+                args.extend(["--type", "thin", "--thinpool", thin.pool.as_str(), "--name"].map(str::to_owned));
+                args.extend([name.to_string(), "--virtualsize".to_owned(), size_argument(size)]);
+            }
+            None => {
+                args.extend(["--zero", "y", "--name"].map(str::to_owned));
+                args.extend([name.to_string(), "--size".to_owned(), size_argument(size)]);
+                args.extend(layout.arguments());
+            }
+        }
         for tag in tags {
             args.extend(["--addtag".to_owned(), tag.clone()]);
         }
@@ -775,9 +814,13 @@ impl Lvm {
         now: u64,
         size: u64,
     ) -> Result<(), ExtendError> {
-        let placed = match layout.is_linear() {
-            true => Growth { size, disks: Vec::new() },
-            false => self.place_growth(lock, vg, name, layout, now, size)?,
+        let placed = match layout {
+            Layout::Linear => Growth { size, disks: Vec::new() },
+            Layout::Thin => {
+                self.check_pool(lock, vg, size.saturating_sub(now))?;
+                Growth { size, disks: Vec::new() }
+            }
+            _ => self.place_growth(lock, vg, name, layout, now, size)?,
         };
         let mut args: Vec<String> = ["lvextend", "--yes", "--quiet", "--size"].map(str::to_owned).to_vec();
         args.extend([size_argument(placed.size), format!("{vg}/{name}")]);

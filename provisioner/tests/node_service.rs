@@ -103,6 +103,7 @@ impl Bench {
                 disks,
                 partial: false,
                 metadata: Metadata::default(),
+                thin_room: None,
             }])
         });
         let (locks, backup) = (at("locks"), at("backup"));

@@ -161,16 +161,20 @@ fn cannot_grow(cluster: &Cluster) -> Result<()> {
     disks.end(cluster)
 }
 
-/// n1 calls its vg1 fast, and n2 its vg0; n1's default is vg0, and n2 has none.
+/// n1 calls its vg1 fast, and n2 its vg0; n1's default is vg0, and n2 has none. And vg1 has a thin pool.
 fn device_classes(cluster: &Cluster) -> Result<()> {
     let disks = Disks::make(cluster)?;
     let classes = [
-        ("n1", r#""fast":{"volumeGroup":"vg1"},"bulk":{"volumeGroup":"vg0","default":true}"#),
-        ("n2", r#""fast":{"volumeGroup":"vg0"}"#),
+        (
+            "n1",
+            r#""deviceClasses":{"fast":{"volumeGroup":"vg1"},"bulk":{"volumeGroup":"vg0","default":true}},
+               "thinPools":{"vg1":{"pool":"pool0"}}"#,
+        ),
+        ("n2", r#""deviceClasses":{"fast":{"volumeGroup":"vg0"}}"#),
     ];
     let configure = |with: bool| -> Result<()> {
         for (node, classes) in classes {
-            let more = if with { format!(r#","deviceClasses":{{{classes}}}"#) } else { String::new() };
+            let more = if with { format!(",{classes}") } else { String::new() };
             let text = format!(r#"{{"commandLog":"{}"{more}}}"#, crate::COMMANDS);
             cluster.node(node)?.write_file("/etc/lvprov/node.json", text)?;
         }
@@ -178,12 +182,15 @@ fn device_classes(cluster: &Cluster) -> Result<()> {
         cluster.kubectl(["-n", "lvprov-system", "rollout", "status", "daemonset/lvprov-node", "--timeout=240s"])?;
         Ok(())
     };
+    disks.node.sh("lvcreate -qq -y --type thin-pool -L 1g -n pool0 vg1")?;
     configure(true)?;
     class(cluster, "fast", "deviceClass: fast", "")?;
     class(cluster, "fast-csi", "deviceClass: fast, source: csi", "")?;
     class(cluster, "anywhere", "source: csi", "")?;
+    class(cluster, "thin", "volumeGroup: vg1, layout: thin", "mountOptions: [discard]")?;
+    eventually("what its pool can hold is told", || Ok(told(cluster, "thin")? == Some((1 << 30, 1 << 30))))?;
     let space = Space::new(cluster, "device-classes")?;
-    let cases = [("fast", "n1", "vg1"), ("fast-csi", "n2", "vg0"), ("anywhere", "n1", "vg0")];
+    let cases = [("fast", "n1", "vg1"), ("fast-csi", "n2", "vg0"), ("anywhere", "n1", "vg0"), ("thin", "n1", "vg1")];
     for (name, node, _) in cases {
         space.claim(name, name, "320Mi", "")?;
         space.pod_with_claim(name, Some(node), name)?;
@@ -199,6 +206,18 @@ fn device_classes(cluster: &Cluster) -> Result<()> {
         space.kubectl(&["patch", "pvc", name, "-p", r#"{"spec":{"resources":{"requests":{"storage":"400Mi"}}}}"#])?;
         space.grown(name, name, "400Mi")?;
     }
+    eventually("what is promised of the pool is told", || {
+        Ok(told(cluster, "thin")?.is_some_and(|(_, most)| most == 624 * MIB))
+    })?;
+    // Pods start with a growth that the pool cannot hold only once it is taken back.
+    let patch = |size: &str| {
+        let patch = format!(r#"{{"spec":{{"resources":{{"requests":{{"storage":"{size}"}}}}}}}}"#);
+        space.kubectl(&["patch", "pvc", "thin", "-p", &patch])
+    };
+    patch("2Gi")?;
+    space.event("PersistentVolumeClaim", "thin", &["VolumeGrowthImpossible", "missing"])?;
+    patch("500Mi")?;
+    space.grown("thin", "thin", "500Mi")?;
     // n2 has no default.
     space.claim("nowhere", "anywhere", "320Mi", "")?;
     space.pod_with_claim("nowhere", Some("n2"), "nowhere")?;
@@ -208,9 +227,13 @@ fn device_classes(cluster: &Cluster) -> Result<()> {
     let shown = lvprov(cluster, &["capacity"])?;
     ensure!(shown.stdout.contains("bulk (default)") && shown.stdout.contains("fast"), "{}", shown.stdout);
     space.end()?;
-    for name in ["fast", "fast-csi", "anywhere"] {
+    for name in ["fast", "fast-csi", "anywhere", "thin"] {
         cluster.kubectl(["delete", "storageclass", name])?;
     }
     configure(false)?;
+    eventually("nothing is left in the pool", || {
+        Ok(disks.node.run(["lvs", "--noheadings", "-o", "lv_name", "vg1"])?.trim() == "pool0")
+    })?;
+    disks.node.run(["lvremove", "-qq", "-y", "vg1/pool0"])?;
     disks.end(cluster)
 }

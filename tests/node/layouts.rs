@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use xtask::testbed::Node;
 
-pub const TESTS: [Test<Node>; 9] = [
+pub const TESTS: [Test<Node>; 11] = [
     ("layouts::each_is_made_found_mounted_grown_and_removed", whole_life),
     ("layouts::what_is_said_to_fit_is_what_lvm_makes", capacity),
     ("layouts::no_disk_has_something_of_two_copies", copies),
@@ -18,6 +18,8 @@ pub const TESTS: [Test<Node>; 9] = [
     ("layouts::an_activation_that_was_cut_off_is_done_again", half_active),
     ("layouts::a_lost_disk_is_not_the_loss_of_a_mirror", lost_disk),
     ("layouts::a_kernel_that_cannot_is_told", no_module),
+    ("layouts::thin_volumes_are_promised_once", thin),
+    ("layouts::half_of_a_thin_volume_is_made_anew", half_of_a_thin_volume),
     ("layouts::a_device_class_is_a_group_of_the_nodes_choice", device_classes),
 ];
 
@@ -498,5 +500,106 @@ fn device_classes(node: &Node) -> Result<()> {
             ensure!(answer["deleted"] == true, "{answer}");
         }
         Ok(())
+    })
+}
+
+const THIN_POOL: &str = r#""thinPools":{"vg1":{"pool":"pool0"}}"#;
+
+fn thin(node: &Node) -> Result<()> {
+    let disks = Disks::make(node)?;
+    let (first, second, third) = (uid(0x790), uid(0x791), uid(0x792));
+    // The node has none, or it is not what it should be.
+    {
+        let service = Service::start(node)?;
+        let none = create(&service, &first, 320 * MIB, &["layout=thin"])?;
+        refused(&none, "FailedPrecondition", &["names no thin pool for volume group vg1"])?;
+        ensure!(service.ask(&["capacity", "volumeGroup=vg1", "layout=thin"])?["largest"] == 0);
+    }
+    configured(node, THIN_POOL, || {
+        let service = Service::start(node)?;
+        let none = create(&service, &first, 320 * MIB, &["layout=thin"])?;
+        refused(&none, "FailedPrecondition", &["vg1 has no thin pool pool0", "lvcreate --type thin-pool"])?;
+        node.sh("lvcreate -qq -y --type thin-pool -Zn -L 1g -n pool0 vg1")?;
+        let open = create(&service, &first, 320 * MIB, &["layout=thin"])?;
+        refused(&open, "FailedPrecondition", &["does not zero", "lvchange --zero y vg1/pool0"])?;
+        node.sh("lvchange -qq --zero y vg1/pool0; echo changed >> /run/lvprov/vg-vg1.lock")?;
+        let group = reported(&service, |group| group["thin"] == 1024 * MIB)?;
+        ensure!(group["layouts"].as_array().is_some_and(|all| all.contains(&"thin".into())), "{group}");
+        let free = group["free"].as_u64().context("free")?;
+
+        let ran = kinds(node, || {
+            let made = create(&service, &first, 321 * MIB, &["layout=thin"])?;
+            ensure!(made["bytes"] == 324 * MIB, "{made}");
+            reported(&service, |group| group["thin"] == 700 * MIB && group["free"] == free)?;
+            node.sh(&format!(
+                "for i in $(seq 100); do test $(grep -c 'lvm lvs' {}) = 2 && exit; sleep 0.1; done",
+                crate::COMMANDS
+            ))?;
+            Ok(())
+        })?;
+        ensure!(ran == ["report: lvm lvs", "mutate: lvm lvcreate", "report: lvm vgs", "report: lvm lvs"], "{ran:?}");
+        ensure!(create(&service, &first, 321 * MIB, &["layout=thin"])?["bytes"] == 324 * MIB);
+        refused(&create(&service, &first, 321 * MIB, &[])?, "AlreadyExists", &["layout is thin and not linear"])?;
+        let more = create(&service, &second, 704 * MIB, &["layout=thin"])?;
+        refused(&more, "ResourceExhausted", &["vg1/pool0 has 700 MiB", "4 MiB are missing"])?;
+        let said = service.ask(&["capacity", "volumeGroup=vg1", "layout=thin"])?;
+        ensure!(said["largest"] == 700 * MIB && said["total"] == 700 * MIB, "{said}");
+
+        let pod = data("default", "thin-1", &first);
+        pod.mount(node)?.success()?;
+        node.sh(&format!("echo kept > {}/file", pod.directory()))?;
+        pod.expand(node, 400 * MIB)?.success()?;
+        ensure!(expand(&service, &first, 500 * MIB)?["bytes"] == 500 * MIB);
+        refused(&expand(&service, &first, 1025 * MIB)?, "ResourceExhausted", &["524 MiB that are not promised"])?;
+        pod.expand(node, 1100 * MIB)?.failure(&["vg1/pool0", "not promised", "missing"])?;
+        ensure!(disks.size(&first)? == 500 * MIB);
+        pod.expand(node, 500 * MIB)?.success()?;
+        ensure!(node.read_file(&format!("{}/file", pod.directory()))? == "kept");
+        // It takes of the pool what has been written, and no more.
+        let used: f64 = node.run(["lvs", "--noheadings", "-o", "data_percent", "vg1/pool0"])?.trim().parse()?;
+        ensure!(used < 30.0, "{used} percent of the pool are used");
+        ensure!(create(&service, &second, 524 * MIB, &["layout=thin"])?["bytes"] == 524 * MIB);
+        reported(&service, |group| group["thin"] == 0)?;
+        let full = create(&service, &third, 320 * MIB, &["layout=thin"])?;
+        refused(&full, "ResourceExhausted", &["320 MiB are missing"])?;
+        pod.unmount(node)?.success()?;
+        // After a reboot, say.
+        node.run(["vgchange", "-qq", "-an", "vg1"])?;
+        pod.mount(node)?.success()?;
+        ensure!(node.read_file(&format!("{}/file", pod.directory()))? == "kept");
+        pod.unmount(node)?.success()
+    })?;
+    configured(node, r#""thinPools":{"vg1":{"pool":"pool0","overProvisioning":1.5}}"#, || {
+        let service = Service::start(node)?;
+        reported(&service, |group| group["thin"] == 512 * MIB)?;
+        ensure!(create(&service, &third, 512 * MIB, &["layout=thin"])?["bytes"] == 512 * MIB);
+        for claim in [&first, &second, &third] {
+            delete(&service, claim)?;
+        }
+        reported(&service, |group| group["thin"] == 1536 * MIB)?;
+        let left = node.run(["lvs", "--noheadings", "-o", "lv_name", "vg1"])?;
+        ensure!(left.trim() == "pool0", "{left}");
+        Ok(())
+    })
+}
+
+/// As an lvcreate leaves it that is cut off: LVM knows it, its pool does not.
+fn half_of_a_thin_volume(node: &Node) -> Result<()> {
+    let _disks = Disks::make(node)?;
+    node.sh("lvcreate -qq -y --type thin-pool -L 1g -n pool0 vg1")?;
+    configured(node, THIN_POOL, || {
+        let service = Service::start(node)?;
+        let claim = uid(0x7a0);
+        create(&service, &claim, 320 * MIB, &["layout=thin"])?;
+        node.sh(&format!(
+            "id=$(lvs --noheadings -o thin_id vg1/pvc-{claim} | tr -d ' '); lvchange -qq -an vg1/pvc-{claim}; \
+             dmsetup message vg1-pool0-tpool 0 \"delete $id\""
+        ))?;
+        ensure!(!node.exec(["lvchange", "-ay", &format!("vg1/pvc-{claim}")])?.success(), "its pool knows it");
+        ensure!(create(&service, &claim, 320 * MIB, &["layout=thin"])?["bytes"] == 320 * MIB);
+        let pod = data("default", "thin-half", &claim);
+        pod.mount(node)?.success()?;
+        pod.unmount(node)?.success()?;
+        delete(&service, &claim)
     })
 }

@@ -63,6 +63,7 @@ struct GroupReport {
     extent_bytes: u64,
     disk_free_bytes: Vec<u64>,
     layouts: Vec<String>,
+    thin_room_bytes: u64,
     device_classes: Vec<String>,
     default_device_class: bool,
     trash_bytes: u64,
@@ -83,6 +84,7 @@ impl Report {
                         extent_bytes: group.extent_bytes,
                         disk_free_bytes: group.disk_free_bytes,
                         layouts: group.layouts,
+                        thin_room_bytes: group.thin_room_bytes,
                         device_classes: group.device_classes,
                         default_device_class: group.default_device_class,
                         trash_bytes: group.trash_bytes,
@@ -169,6 +171,7 @@ mod tests {
             device_classes: if name == "hdd" { vec!["bulk".into(), "cheap".into()] } else { Vec::new() },
             default_device_class: name == "hdd",
             trash_bytes: if name == "hdd" { 3 << 30 } else { 0 },
+            thin_room_bytes: 0,
         };
         let report = |node: &str, volume_groups| CapacityReport {
             node: node.into(),

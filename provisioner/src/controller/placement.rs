@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use lvm::layout::Layout;
 use lvm::size::human;
 use lvm::volume::trash_note;
 
@@ -76,7 +77,10 @@ pub fn fit(request: &Request, class: &str, nodes: &[View], patience: Duration) -
     if let Some(again) = unknown {
         return Fit::Unknown(again);
     }
-    let no_kernel = format!("their kernels have no module for layout {}", layout.kind());
+    let no_kernel = match layout {
+        Layout::Thin => "they have no thin pool there (thinPools in /etc/lvprov/node.json)".to_owned(),
+        _ => format!("their kernels have no module for layout {}", layout.kind()),
+    };
     let not_counted: String =
         [("they do not answer", silent), ("they are cordoned", cordoned), (no_kernel.as_str(), unable)]
             .into_iter()
@@ -111,6 +115,7 @@ pub fn fit(request: &Request, class: &str, nodes: &[View], patience: Duration) -
         human(request.bytes),
         how = match layout.is_linear() {
             true => String::new(),
+            false if layout == Layout::Thin => " in its thin pool".to_owned(),
             false => format!(" as {} ({} disks each)", layout.kind(), layout.legs()),
         }
     ))
@@ -132,7 +137,6 @@ mod tests {
     use super::super::validate::Source;
     use super::*;
     use lvm::filesystem::FsType;
-    use lvm::layout::Layout;
     use lvm::names::VgName;
     use serde_json::json;
     use std::sync::Arc;

@@ -77,6 +77,11 @@ impl Known {
             let mut group = group.clone();
             let mut free = group.free_of_disks();
             for entry in self.promises.values().filter(|entry| entry.vg == group.name) {
+                if entry.layout == Layout::Thin {
+                    let size = entry.layout.whole(entry.size, group.extent_size).unwrap_or(u64::MAX);
+                    group.thin_room = group.thin_room.map(|room| room.saturating_sub(size));
+                    continue;
+                }
                 entry.layout.take(entry.size, &mut free, group.extent_size);
             }
             for (disk, left) in group.disks.iter_mut().zip(free) {
@@ -223,7 +228,11 @@ fn to_wire(
     classes: &DeviceClasses,
     failing: &Failing,
 ) -> wire::CapacityReport {
-    let layouts: Vec<String> = Layout::kinds_here().into_iter().map(str::to_owned).collect();
+    let kinds = Layout::kinds_here();
+    let layouts = |group: &VolumeGroup| {
+        let thin = group.thin_room.and(Some(Layout::Thin)).filter(|thin| thin.missing_module().is_none());
+        kinds.iter().copied().chain(thin.map(Layout::kind)).map(str::to_owned).collect()
+    };
     let disks = |group: &VolumeGroup| {
         let mut free = group.free_of_disks();
         free.sort_unstable_by(|a, b| b.cmp(a));
@@ -239,7 +248,8 @@ fn to_wire(
                 free_bytes: group.free,
                 extent_bytes: group.extent_size,
                 disk_free_bytes: disks(group),
-                layouts: layouts.clone(),
+                layouts: layouts(group),
+                thin_room_bytes: group.thin_room.unwrap_or(0),
                 device_classes: classes.of(&group.name).map(ToString::to_string).collect(),
                 default_device_class: classes.group(None) == Some(&group.name),
                 trash_bytes: trash.get(&group.name).copied().unwrap_or(0),
@@ -374,6 +384,7 @@ mod tests {
             disks: free.iter().enumerate().map(disk).collect(),
             partial: false,
             metadata: Metadata::default(),
+            thin_room: None,
         }
     }
 
@@ -530,6 +541,18 @@ mod tests {
         }
         assert_eq!(bench.capacity.available().unwrap()[0].free, GIB - extent);
         assert!(timeout(QUIET * 4, stream.next()).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_promised_thin_volume_takes_of_the_pool() {
+        let bench = Bench::start(|_| vec![VolumeGroup { thin_room: Some(2 * GIB), ..of_disks("vg0", &[GIB]) }]);
+        let mut stream = Box::pin(bench.capacity.reports(Failing::none()));
+        assert_eq!(next(&mut stream).await, GIB);
+        let made = bench.capacity.promise(&VgName::parse("vg0").unwrap(), GIB + 1, Layout::Thin);
+        let report = timeout(Duration::from_secs(10), stream.next()).await.unwrap().unwrap();
+        let group = &report.volume_groups[0];
+        assert_eq!((group.free_bytes, group.thin_room_bytes), (GIB, GIB - (4 << 20)));
+        drop(made);
     }
 
     #[tokio::test]

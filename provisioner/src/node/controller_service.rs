@@ -194,6 +194,10 @@ impl ControllerService {
         }
         let groups = self.capacity.available().ok_or_else(|| Status::unavailable("LVM has not answered yet"))?;
         let room = |group: &VolumeGroup| {
+            if layout == Layout::Thin {
+                let room = group.thin_room.unwrap_or(0);
+                return (room, room);
+            }
             let free = group.free_of_disks();
             (layout.total(&free, group.extent_size), layout.largest(&free, group.extent_size))
         };

@@ -11,6 +11,7 @@ use lvm::lock::LockError;
 use lvm::names::{ClaimName, ClaimUid, ClusterId, DeviceClass, LvName, NameError, Namespace, VgName};
 use lvm::report::{LogicalVolume, ReportError};
 use lvm::size::human;
+use lvm::thin::PoolError;
 use lvm::{filesystem::FsType, identity::DataOwner};
 use lvm::{volume::CreateData, volume::CreateError};
 use lvprov_proto::csi::{CapacityRange, CreateVolumeRequest, TopologyRequirement};
@@ -159,6 +160,9 @@ impl CreateVolumeError {
             // Wrong node for this class until an admin changes something: back to the scheduler.
             Self::NotServed { .. }
             | Self::NoDeviceClass { .. }
+            | Self::Lvm(CreateError::Pool(
+                PoolError::NotConfigured { .. } | PoolError::Missing { .. } | PoolError::NotZeroing { .. },
+            ))
             | Self::Lvm(
                 CreateError::NoVolumeGroup { .. } | CreateError::NoModule { .. } | CreateError::Partial { .. },
             ) => Code::FailedPrecondition,
@@ -167,9 +171,12 @@ impl CreateVolumeError {
             Self::Busy(_) | Self::NotZeroed(NotZeroed::UnderWay { .. }) => Code::Aborted,
             Self::NotZeroed(NotZeroed::Failed(_)) => Code::Unavailable,
             // Another node may have room: back to the scheduler.
-            Self::Lvm(CreateError::Full { .. } | CreateError::NoDisks { .. } | CreateError::MetadataFull { .. }) => {
-                Code::ResourceExhausted
-            }
+            Self::Lvm(
+                CreateError::Full { .. }
+                | CreateError::NoDisks { .. }
+                | CreateError::MetadataFull { .. }
+                | CreateError::Pool(PoolError::Full { .. } | PoolError::NearlyFull { .. }),
+            ) => Code::ResourceExhausted,
             // Somebody else's volume, or a smaller one: calling again does not change it.
             Self::Lvm(CreateError::Conflict { .. }) | Self::OtherGroup { .. } => Code::AlreadyExists,
             // "Unsupported capacity_range", also once it is in whole extents.
@@ -182,7 +189,11 @@ impl CreateVolumeError {
             Self::NotMade(_) => Code::Internal,
             // LVM may have made it or not. The next call finds out: nothing is given back on a guess.
             Self::Lvm(
-                CreateError::Lock(_) | CreateError::Report(_) | CreateError::Command(_) | CreateError::Device { .. },
+                CreateError::Lock(_)
+                | CreateError::Report(_)
+                | CreateError::Pool(_)
+                | CreateError::Command(_)
+                | CreateError::Device { .. },
             )
             | Self::Interrupted(_) => Code::Unavailable,
         }

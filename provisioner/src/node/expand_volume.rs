@@ -57,6 +57,7 @@ impl ExpandVolumeError {
             Self::Lvm(ExtendError::Full { .. } | ExtendError::NoDisks { .. } | ExtendError::MetadataFull { .. }) => {
                 Code::ResourceExhausted
             }
+            Self::Lvm(ExtendError::Pool(error)) if error.is_full() => Code::ResourceExhausted,
             Self::Lvm(ExtendError::Layout { .. } | ExtendError::InTheWay { .. }) => Code::FailedPrecondition,
             // It goes on; the next call finds out how far.
             Self::Busy(_) | Self::NotZeroed(NotZeroed::UnderWay { .. }) => Code::Aborted,

@@ -358,6 +358,7 @@ mod tests {
             disks: Vec::new(),
             partial: false,
             metadata: Metadata::default(),
+            thin_room: None,
         }];
         assert!(!is_gone(&name("vg0"), &groups));
         assert!(is_gone(&name("vg1"), &groups));

@@ -187,7 +187,7 @@ async fn serve(args: Args, lvm: Lvm, files: Arc<TlsDirectory>) -> Result<(), Nod
     let in_progress = Arc::new(InProgress::default());
     let (reporter, capacity) = Reporter::new(&args.node_name, in_progress.count(), {
         let (lvm, served) = (Arc::clone(&lvm), served.clone());
-        move || Ok(lvm.volume_groups()?.into_iter().filter(|group| served.includes(&group.name)).collect())
+        move || Ok(lvm.volume_groups_and_pools()?.into_iter().filter(|group| served.includes(&group.name)).collect())
     });
     let capacity = capacity.with_classes(&lvm.config.device_classes);
     let notes = Notes::default();

@@ -166,6 +166,7 @@ impl NodeCallError {
             | Self::Expand(ExpandError::Extend(
                 ExtendError::Full { .. } | ExtendError::NoDisks { .. } | ExtendError::MetadataFull { .. },
             )) => Code::OutOfRange,
+            Self::Expand(ExpandError::Extend(ExtendError::Pool(error))) if error.is_full() => Code::OutOfRange,
             Self::Busy(_) => Code::Aborted,
             Self::Data(PublishDataError::Lock(LockError::Busy { .. }))
             | Self::Block(PublishBlockError::Lock(LockError::Busy { .. }) | PublishBlockError::Wiping { .. })

@@ -384,7 +384,7 @@ async fn watch(channel: Channel, messages: usize, patience: Duration) -> Result<
                 "{}",
                 json!({"node": report.node, "vg": group.name, "size": group.size_bytes,
                        "free": group.free_bytes, "extent": group.extent_bytes, "disks": group.disk_free_bytes,
-                       "layouts": group.layouts, "classes": group.device_classes,
+                       "layouts": group.layouts, "classes": group.device_classes, "thin": group.thin_room_bytes,
                        "default": group.default_device_class, "trash": group.trash_bytes, "failing": failing})
             );
         }

@@ -45,6 +45,8 @@ pub struct Group {
     pub disks: Vec<u64>,
     /// The layouts that its volumes can have.
     pub layouts: Vec<String>,
+    /// What may be promised of its thin pool.
+    pub thin_room: u64,
     /// What the node calls it.
     pub device_classes: Vec<String>,
     /// Whether it is the node's default.
@@ -57,8 +59,9 @@ impl Group {
     pub fn of(name: &str, size: u64, free: u64, extent: u64) -> Self {
         let layouts = ["linear", "striped", "raid1", "raid10"].map(str::to_owned).to_vec();
         let device_classes = Vec::new();
-        let disks = vec![free];
-        Self { name: name.into(), size, free, extent, trash: 0, disks, layouts, device_classes, is_default: false }
+        let (disks, name) = (vec![free], name.into());
+        let (thin_room, trash, is_default) = (0, 0, false);
+        Self { name, size, free, extent, trash, disks, layouts, thin_room, device_classes, is_default }
     }
 
     /// Whether volumes can lie there so.
@@ -68,21 +71,31 @@ impl Group {
 
     /// What volumes of this layout can have together at most.
     pub fn total(&self, layout: Layout) -> u64 {
-        if layout.is_linear() { self.free } else { layout.total(&self.disks, self.extent) }
+        match layout {
+            Layout::Linear => self.free,
+            Layout::Thin => self.thin_room,
+            _ => layout.total(&self.disks, self.extent),
+        }
     }
 
     /// The largest volume of this layout for which there is room.
     pub fn largest(&self, layout: Layout) -> u64 {
-        match layout.is_linear() {
-            true => self.free - self.free % self.extent.max(1),
-            false => layout.largest(&self.disks, self.extent),
+        let whole = |bytes: u64| bytes - bytes % self.extent.max(1);
+        match layout {
+            Layout::Linear => whole(self.free),
+            Layout::Thin => whole(self.thin_room),
+            _ => layout.largest(&self.disks, self.extent),
         }
     }
 
     /// By how much a volume of this layout can grow at most. Its own disks may
     /// have less, which its node knows.
     pub fn largest_growth(&self, layout: Layout) -> u64 {
-        if layout.is_linear() { self.free } else { layout.largest_growth(&self.disks, self.extent) }
+        match layout {
+            Layout::Linear => self.free,
+            Layout::Thin => self.thin_room,
+            _ => layout.largest_growth(&self.disks, self.extent),
+        }
     }
 }
 
@@ -383,6 +396,7 @@ impl Nodes {
                 extent: group.extent_bytes,
                 disks: group.disk_free_bytes,
                 layouts: group.layouts,
+                thin_room: group.thin_room_bytes,
                 device_classes: group.device_classes,
                 is_default: group.default_device_class,
                 trash: group.trash_bytes,
