@@ -13,6 +13,7 @@ mod growth;
 mod hosts;
 mod logs;
 mod metrics;
+mod reuse;
 mod unmounts;
 
 use anyhow::Result;
@@ -28,6 +29,7 @@ fn main() {
     tests.extend(claims::TESTS);
     tests.extend(growth::TESTS);
     tests.extend(block::TESTS);
+    tests.extend(reuse::TESTS);
     tests.extend(capacity::TESTS);
     tests.extend(bad_input::TESTS);
     tests.extend(logs::TESTS);

@@ -13,6 +13,12 @@ pub enum Operation {
     Unmount,
     /// The first mount of a log volume, which makes it.
     Log,
+    /// Of a raw volume, which is overwritten first.
+    Block,
+    /// Of a raw volume that is used.
+    GrowBlock,
+    /// Of a volume whose class has it wiped, by way of the trash.
+    Trash,
 }
 
 /// What happens at the point.
@@ -41,7 +47,7 @@ impl Case {
 }
 
 /// The points that each operation comes by, in order.
-const POINTS: [(Operation, Source, &[&str]); 9] = [
+const POINTS: [(Operation, Source, &[&str]); 12] = [
     (
         Operation::Create,
         Source::Flexvolume,
@@ -87,10 +93,33 @@ const POINTS: [(Operation, Source, &[&str]); 9] = [
             "log-bind-after",
         ],
     ),
+    (
+        Operation::Block,
+        Source::Csi,
+        &["lvcreate-after", "wipe-before", "wipe-piece", "zeroed-before", "zeroed-after", "create-after"],
+    ),
+    (
+        Operation::GrowBlock,
+        Source::Csi,
+        &["lvcreate-after", "wipe-piece", "zeroed-after", "hand-on-before", "hand-on-between", "hand-on-after"],
+    ),
+    (
+        Operation::Trash,
+        Source::Flexvolume,
+        &[
+            "trash-before",
+            "trash-tagged",
+            "trash-renamed",
+            "trash-wipe-before",
+            "wipe-piece",
+            "lvremove-before",
+            "lvremove-after",
+        ],
+    ),
 ];
 
 /// Each operation, and each process that takes part in it, at least once.
-const ALWAYS: [&str; 9] = [
+const ALWAYS: [&str; 12] = [
     "create flexvolume lvcreate-after end",
     "create flexvolume create-after end",
     "create flexvolume mark-after cut",
@@ -100,6 +129,9 @@ const ALWAYS: [&str; 9] = [
     "unmount csi unmount-before end",
     "grow csi expand-after end",
     "log flexvolume untag-before end",
+    "block csi wipe-piece end",
+    "growblock csi hand-on-between end",
+    "trash flexvolume wipe-piece cut",
 ];
 
 /// The whole matrix.
