@@ -3,7 +3,7 @@
 //! before: so it is made with the tag [`WIPING`], given to nobody as long as it
 //! has that, and loses it when it holds nothing but zeros.
 
-use crate::command::CommandError;
+use crate::command::{CommandError, Kind};
 use crate::fault;
 use crate::identity::Owner;
 use crate::intent::WIPING;
@@ -81,6 +81,11 @@ pub enum PublishBlockError {
         /// The volume.
         lv: LvName,
     },
+    /// LVM would look at what pods write.
+    #[error(
+        "this node's LVM looks at loop devices, and kubelet puts one upon each raw volume: what a pod writes there would be taken for a physical volume. Put \"r|^/dev/loop|\" in front of devices/global_filter in /etc/lvm/lvm.conf of the node"
+    )]
+    LoopsAreScanned,
     /// Another pod has a volume that is for one alone.
     #[error(
         "logical volume {vg}/{lv} is for one pod alone (ReadWriteOncePod), and is at {path}; this pod gets it when that one has ended"
@@ -146,6 +151,33 @@ pub enum WipeError {
     /// LVM refused.
     #[error(transparent)]
     Command(#[from] CommandError),
+}
+
+/// Whether LVM looks at loop devices, by what lvmconfig(8) says of its filters
+/// and its devices file (lvmdevices(8)). In doubt it does.
+fn loops_are_scanned(config: &str, has_devices_file: bool) -> bool {
+    let value = |key: &str| config.lines().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix('='));
+    if value("use_devicesfile").is_some_and(|value| value.trim() == "1") && has_devices_file {
+        return false;
+    }
+    // The first pattern that matches decides (lvm.conf(5)).
+    let rejects = |list: &str| {
+        for pattern in list.split('"').skip(1).step_by(2) {
+            // A letter, a delimiter, the expression, the delimiter.
+            let mut rest = pattern.chars();
+            let (kind, _) = (rest.next(), rest.next());
+            rest.next_back();
+            let regex = rest.as_str();
+            let all = matches!(regex, "" | ".*" | "^.*$" | ".*/");
+            match kind {
+                Some('r') if all || regex.contains("loop") => return true,
+                Some('a') if all || regex.contains("loop") || regex == "^/dev/" || regex == "/dev/" => return false,
+                _ => {}
+            }
+        }
+        false
+    };
+    !["global_filter", "filter"].into_iter().filter_map(value).any(rejects)
 }
 
 /// The places of this mount namespace at which a device node stands for the
@@ -261,6 +293,13 @@ impl Lvm {
         if !found.active || !node.exists() {
             self.activate(&mut self.lock_group(&vg)?, &vg, &lv)?;
         }
+        let fields = ["devices/global_filter", "devices/filter", "devices/use_devicesfile"];
+        let args = [&["lvmconfig", "--type", "full"][..], &fields].concat();
+        let config = self.runner.run(Kind::Report, "lvm", &args, None)?.success()?;
+        let devices = Path::new("/etc/lvm/devices/system.devices").exists();
+        if loops_are_scanned(&String::from_utf8_lossy(&config.stdout), devices) {
+            return Err(PublishBlockError::LoopsAreScanned);
+        }
         let target = &request.target;
         let at = |path: &Path| {
             let path = path.display().to_string();
@@ -302,5 +341,43 @@ impl Lvm {
         fault::point("block-bind-after");
         drop(lock);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_first_filter_that_matches_decides_about_loop_devices() {
+        let scanned = |config: &str| loops_are_scanned(config, false);
+        for safe in [
+            "global_filter=[\"r|^/dev/loop|\",\"a|.*|\"]\nfilter=[\"a|.*|\"]\nuse_devicesfile=0",
+            "filter=[\"a|^/dev/sd|\",\"r|.*|\"]",
+            "global_filter=\"r/loop/\"",
+            "filter=[\"a|/dev/nvme.*|\",\"r/.*/\"]",
+        ] {
+            assert!(!scanned(safe), "{safe}");
+        }
+        for unsafe_ in [
+            "global_filter=[\"a|.*|\"]\nfilter=[\"a|.*|\"]\nuse_devicesfile=0",
+            "global_filter=[\"a|.*|\",\"r|loop|\"]",
+            "global_filter=[\"a|loop|\",\"r|.*|\"]",
+            "",
+            "global_filter=[]",
+            "use_devicesfile=1",
+        ] {
+            assert!(scanned(unsafe_), "{unsafe_}");
+        }
+        assert!(!loops_are_scanned("use_devicesfile=1", true));
+    }
+
+    proptest! {
+        #[test]
+        fn any_configuration_is_read(config in "[\\PC\n\"]{0,80}", pattern in "\\PC{0,6}") {
+            let _ = loops_are_scanned(&config, false);
+            let _ = loops_are_scanned(&format!("filter=[\"{pattern}\"]"), true);
+        }
     }
 }

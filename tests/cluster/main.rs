@@ -16,6 +16,7 @@ mod layouts;
 mod logs;
 mod loss;
 mod metrics;
+mod reuse;
 mod unmounts;
 
 use anyhow::Result;
@@ -31,6 +32,7 @@ fn main() {
     tests.extend(claims::TESTS);
     tests.extend(growth::TESTS);
     tests.extend(block::TESTS);
+    tests.extend(reuse::TESTS);
     tests.extend(capacity::TESTS);
     tests.extend(layouts::TESTS);
     tests.extend(bad_input::TESTS);

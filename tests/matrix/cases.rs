@@ -15,6 +15,12 @@ pub enum Operation {
     Unmount,
     /// The first mount of a log volume, which makes it.
     Log,
+    /// Of a raw volume, which is overwritten first.
+    Block,
+    /// Of a raw volume that is used.
+    GrowBlock,
+    /// Of a volume whose class has it wiped, by way of the trash.
+    Trash,
 }
 
 /// What happens at the point.
@@ -46,7 +52,7 @@ impl Case {
 }
 
 /// The points that each operation comes by, in order.
-const POINTS: [(Operation, Source, &[&str]); 10] = [
+const POINTS: [(Operation, Source, &[&str]); 13] = [
     (
         Operation::Create,
         Source::Flexvolume,
@@ -93,6 +99,29 @@ const POINTS: [(Operation, Source, &[&str]); 10] = [
             "log-bind-after",
         ],
     ),
+    (
+        Operation::Block,
+        Source::Csi,
+        &["lvcreate-after", "wipe-before", "wipe-piece", "zeroed-before", "zeroed-after", "create-after"],
+    ),
+    (
+        Operation::GrowBlock,
+        Source::Csi,
+        &["lvcreate-after", "wipe-piece", "zeroed-after", "hand-on-before", "hand-on-between", "hand-on-after"],
+    ),
+    (
+        Operation::Trash,
+        Source::Flexvolume,
+        &[
+            "trash-before",
+            "trash-tagged",
+            "trash-renamed",
+            "trash-wipe-before",
+            "wipe-piece",
+            "lvremove-before",
+            "lvremove-after",
+        ],
+    ),
 ];
 
 /// Those that differ where LVM makes one volume of several. `…-during`: the power goes while LVM is at it.
@@ -107,7 +136,7 @@ const MIRRORED: [(Operation, Source, &[&str]); 3] = [
 ];
 
 /// Each operation, and each process that takes part in it, at least once.
-const ALWAYS: [&str; 12] = [
+const ALWAYS: [&str; 15] = [
     "create flexvolume lvcreate-after end",
     "create flexvolume create-after end",
     "create flexvolume mark-after cut",
@@ -120,6 +149,9 @@ const ALWAYS: [&str; 12] = [
     "unmount csi unmount-before end",
     "grow csi expand-after end",
     "log flexvolume untag-before end",
+    "block csi wipe-piece end",
+    "growblock csi hand-on-between end",
+    "trash flexvolume wipe-piece cut",
 ];
 
 /// The whole matrix.

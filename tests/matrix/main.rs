@@ -58,6 +58,7 @@ fn start() -> Result<Cluster> {
     class(&cluster, "flexvolume", "volumeGroup: vg0", "")?;
     class(&cluster, "csi", "volumeGroup: vg0, source: csi", "")?;
     class(&cluster, "raid1", "volumeGroup: vg1, source: csi, layout: raid1", "")?;
+    class(&cluster, "zero", "volumeGroup: vg0, deletePolicy: zero", "")?;
     Ok(cluster)
 }
 
@@ -140,20 +141,33 @@ impl<'a> Run<'a> {
     }
 
     fn claim(&self) -> Result<()> {
-        let class = if self.case.mirrored { "raid1" } else { self.case.source.pick("flexvolume", "csi") };
-        self.space.claim("c", class, SMALL, "")?;
+        let class = match self.case.operation {
+            Operation::Trash => "zero",
+            _ if self.case.mirrored => "raid1",
+            _ => self.case.source.pick("flexvolume", "csi"),
+        };
+        self.space.claim("c", class, SMALL, if self.is_raw() { "volumeMode: Block" } else { "" })?;
         self.space.kubectl(&["annotate", "pvc", "c", &format!("volume.kubernetes.io/selected-node={NODE}")])?;
         Ok(())
     }
 
+    fn is_raw(&self) -> bool {
+        matches!(self.case.operation, Operation::Block | Operation::GrowBlock)
+    }
+
     fn pod(&self) -> Result<()> {
+        if self.is_raw() {
+            return self.space.raw_pod("p", Some(NODE), "c", "");
+        }
         self.space.pod("p", Some(NODE), &[claim_volume("c")])
     }
 
     fn prepare(&self) -> Result<()> {
         match self.case.operation {
             Operation::Create | Operation::Abandon | Operation::Log => Ok(()),
-            Operation::Delete | Operation::Mount => {
+            // What lies on the disk is not what its pod may see.
+            Operation::Block => self.dirty(),
+            Operation::Delete | Operation::Mount | Operation::Trash => {
                 self.claim()?;
                 self.space.volume_of("c").map(drop)
             }
@@ -163,7 +177,21 @@ impl<'a> Run<'a> {
                 self.space.ready("p")?;
                 self.space.exec("p", "echo kept > /v0/file && sync").map(drop)
             }
+            Operation::GrowBlock => {
+                self.claim()?;
+                self.pod()?;
+                self.space.ready("p")?;
+                self.dirty()?;
+                self.space.exec("p", "echo kept | dd of=/dev/raw conv=notrunc,fsync 2>/dev/null").map(drop)
+            }
         }
+    }
+
+    fn dirty(&self) -> Result<()> {
+        let script = "lvcreate -qq -y -Wn -Zn -n earlier -L 400m vg0 &&
+             yes earlier | dd of=/dev/vg0/earlier bs=1M count=400 iflag=fullblock oflag=direct status=none &&
+             lvremove -qq -y vg0/earlier";
+        self.cluster.node(NODE)?.sh(script).map(drop)
     }
 
     fn arm(&self) -> Result<()> {
@@ -180,12 +208,14 @@ impl<'a> Run<'a> {
 
     fn begin(&self) -> Result<()> {
         match self.case.operation {
-            Operation::Create | Operation::Abandon => self.claim(),
-            Operation::Delete => self.space.kubectl(&["delete", "pvc", "c", "--wait=false"]).map(drop),
+            Operation::Create | Operation::Abandon | Operation::Block => self.claim(),
+            Operation::Delete | Operation::Trash => {
+                self.space.kubectl(&["delete", "pvc", "c", "--wait=false"]).map(drop)
+            }
             Operation::Mount => self.pod(),
             Operation::Unmount => self.space.kubectl(&["delete", "pod", "p", "--wait=false"]).map(drop),
             Operation::Log => self.space.pod("p", Some(NODE), &[log_volume_of(SMALL, "logs", "")]),
-            Operation::Grow => {
+            Operation::Grow | Operation::GrowBlock => {
                 let patch = format!(r#"{{"spec":{{"resources":{{"requests":{{"storage":"{LARGE}"}}}}}}}}"#);
                 self.space.kubectl(&["patch", "pvc", "c", "-p", &patch])?;
                 self.space.hurry("p")
@@ -201,7 +231,9 @@ impl<'a> Run<'a> {
         while !node.exec(["test", "-e", &hit])?.success() {
             ensure!(Instant::now() < deadline, "{} was not passed within {HIT:?}", self.case.point);
             // kubelet grows a file system once the claim says that it may.
-            if self.case.operation == Operation::Grow && hurried.elapsed() > Duration::from_secs(3) {
+            if matches!(self.case.operation, Operation::Grow | Operation::GrowBlock)
+                && hurried.elapsed() > Duration::from_secs(3)
+            {
                 self.space.hurry("p")?;
                 hurried = Instant::now();
             }
@@ -230,7 +262,12 @@ impl<'a> Run<'a> {
                 self.space.ready("p")
             }
             Operation::Create => self.space.volume_of("c").map(drop),
-            Operation::Delete | Operation::Abandon => self.gone(),
+            Operation::Delete | Operation::Abandon | Operation::Trash => self.gone(),
+            Operation::Block => {
+                self.pod()?;
+                self.space.ready("p")?;
+                self.only_zeros(0)
+            }
             Operation::Mount | Operation::Log => {
                 self.space.ready("p")?;
                 // What is not on the disk yet would go with the power in the next case.
@@ -248,7 +285,22 @@ impl<'a> Run<'a> {
                 self.space.ready("p")?;
                 self.kept()
             }
+            Operation::GrowBlock => {
+                self.space.grown("c", "p", LARGE)?;
+                self.space.ready("p")?;
+                let kept = self.space.exec("p", "head -c 4 /dev/raw")?;
+                ensure!(kept == "kept", "the device has {kept:?}");
+                self.only_zeros(1)
+            }
         }
+    }
+
+    /// From so many MiB on.
+    fn only_zeros(&self, from: u64) -> Result<()> {
+        let script = format!("dd if=/dev/raw bs=1M skip={from} 2>/dev/null | tr -d '\\000' | wc -c");
+        let other = self.space.exec("p", &script)?;
+        ensure!(other.trim() == "0", "{other} bytes of the device are not zero");
+        Ok(())
     }
 
     fn kept(&self) -> Result<()> {
@@ -292,11 +344,13 @@ impl<'a> Run<'a> {
             ensure!(volume_size(self.cluster, NODE, &volumes[0])? == 320 << 20);
             return Ok(());
         }
-        let expected = usize::from(!matches!(self.case.operation, Operation::Delete | Operation::Abandon));
+        let removed = matches!(self.case.operation, Operation::Delete | Operation::Abandon | Operation::Trash);
+        let expected = usize::from(!removed);
         let (volumes, logical) = (self.volumes()?, volumes_on(self.cluster, NODE, &format!("claim={namespace}/"))?);
         ensure!(volumes.len() == expected && volumes == logical, "PersistentVolumes {volumes:?}, LVs {logical:?}");
         for name in &logical {
-            let size = if self.case.operation == Operation::Grow { 640 << 20 } else { 320 << 20 };
+            let grown = matches!(self.case.operation, Operation::Grow | Operation::GrowBlock);
+            let size = if grown { 640 << 20 } else { 320 << 20 };
             let has = volume_size(self.cluster, NODE, name)?;
             ensure!(has == size, "{name} has {has} bytes and not {size}");
         }

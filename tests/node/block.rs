@@ -8,13 +8,14 @@ use lvprov_tests::driver::Call;
 use std::time::{Duration, Instant};
 use xtask::testbed::Node;
 
-pub const TESTS: [Test<Node>; 7] = [
+pub const TESTS: [Test<Node>; 8] = [
     ("block::a_device_is_published_again_and_taken_away", published),
     ("block::a_new_device_shows_no_byte_of_an_earlier_tenant", no_old_bytes),
     ("block::a_device_that_grows_shows_none_either", grows),
     ("block::neither_mode_is_handed_out_as_the_other", modes),
     ("block::a_file_system_that_a_pod_made_is_never_mounted", crafted),
     ("block::a_published_device_is_not_removed", in_use),
+    ("block::no_pod_gets_one_where_lvm_would_look_at_what_it_writes", scanned),
     ("block::an_overwriting_that_was_cut_off_goes_on", cut_off),
 ];
 
@@ -207,13 +208,41 @@ fn in_use(node: &Node) -> Result<()> {
     node.sh(&format!(
         "sh -c 'exec 7< /dev/{id}; exec sleep 600' > /dev/null 2>&1 < /dev/null & echo $! > /run/user.pid"
     ))?;
-    node.sh(&format!("until ls -l /proc/$(cat /run/user.pid)/fd/7; do sleep 0.05; done"))?;
+    node.sh("until ls -l /proc/$(cat /run/user.pid)/fd/7; do sleep 0.05; done")?;
     ensure!(service.ask(&["unpublish", &id, &a])?["unpublished"] == true);
     // Opened, and no longer published.
     refused(&service, &["delete", &id], "FailedPrecondition", &["in use"])?;
     node.sh("kill $(cat /run/user.pid); while test -d /proc/$(cat /run/user.pid); do sleep 0.05; done")?;
     ensure!(service.ask(&["delete", &id])?["deleted"] == true);
     Ok(())
+}
+
+fn scanned(node: &Node) -> Result<()> {
+    let service = Service::start(node)?;
+    make(&service, 0x708)?;
+    node.sh(r#"cp /etc/lvm/lvm.conf /run/lvm.conf && sed -i 's#"r|^/dev/loop|", ##' /etc/lvm/lvm.conf"#)?;
+    let refused =
+        refused(&service, &["publish", &id(0x708), &target("x"), "--block"], "FailedPrecondition", &["global_filter"]);
+    node.run(["cp", "/run/lvm.conf", "/etc/lvm/lvm.conf"])?;
+    refused?;
+    ensure!(service.ask(&["publish", &id(0x708), &target("x"), "--block"])?["published"] == true);
+    // As kubelet does, with what a pod might write: a group of the node's own name.
+    node.sh(&format!(
+        "losetup -f {} && loop=$(losetup -a | head -1 | cut -d: -f1) && cp /etc/lvm/lvm.conf /run/lvm.conf &&
+         sed -i 's#\"r|^/dev/loop|\", ##' /etc/lvm/lvm.conf && pvcreate -qq -y $loop; cp /run/lvm.conf /etc/lvm/lvm.conf",
+        target("x")
+    ))?;
+    let seen = node.sh("pvs --noheadings -o pv_name")?;
+    ensure!(!seen.contains("loop"), "{seen}");
+    refused_in_use(&service)?;
+    node.sh("losetup -D; while losetup -a | grep -q .; do sleep 0.1; done")?;
+    service.ask(&["unpublish", &id(0x708), &target("x")])?;
+    ensure!(service.ask(&["delete", &id(0x708)])?["deleted"] == true);
+    Ok(())
+}
+
+fn refused_in_use(service: &Service<'_>) -> Result<()> {
+    refused(service, &["delete", &id(0x708)], "FailedPrecondition", &["in use"])
 }
 
 fn cut_off(node: &Node) -> Result<()> {

@@ -43,6 +43,7 @@ pub struct AdminService {
 
 impl AdminService {
     /// For the Kubernetes node `node_name`; `pods`: where kubelet keeps them.
+    #[allow(clippy::too_many_arguments, reason = "they are what the services of a node share")]
     pub fn new(
         node_name: &str,
         lvm: Arc<Lvm>,

@@ -155,9 +155,11 @@ impl NodeCallError {
             | Self::Block(PublishBlockError::Missing { .. }) => Code::NotFound,
             Self::NotServed(_)
             | Self::Data(PublishDataError::NotAlone { .. } | PublishDataError::Block { .. })
-            | Self::Block(PublishBlockError::NotAlone { .. } | PublishBlockError::NotBlock { .. }) => {
-                Code::FailedPrecondition
-            }
+            | Self::Block(
+                PublishBlockError::NotAlone { .. }
+                | PublishBlockError::NotBlock { .. }
+                | PublishBlockError::LoopsAreScanned,
+            ) => Code::FailedPrecondition,
             Self::OtherNamespace { .. }
             | Self::Data(PublishDataError::NotTheClaims { .. })
             | Self::Block(PublishBlockError::NotTheClaims { .. }) => Code::PermissionDenied,

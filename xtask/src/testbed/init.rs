@@ -7,7 +7,7 @@ use super::guest::{GUEST_LOGS, GuestOptions};
 /// Kernel modules of every guest, and those that only Kubernetes needs. Where a
 /// kernel loads by itself what it wants, as a host's does, quota_v2 (ext4's
 /// quotas) need not be named; a guest's cannot.
-const MODULES: &str = "overlay dm-mod dm-thin-pool dm-snapshot dm-raid raid1 raid10 xfs quota_v2";
+const MODULES: &str = "overlay dm-mod dm-thin-pool dm-snapshot dm-raid raid1 raid10 loop xfs quota_v2";
 const CLUSTER_MODULES: &str = "veth bridge";
 
 /// Where the agent of a guest listens.
@@ -18,7 +18,7 @@ pub const AGENT_PORT: u16 = 700;
 const LVM_CONF: &str = r#"devices {
     types = [ "ubd", 16 ]
     obtain_device_list_from_udev = 0
-    global_filter = [ "r|^/dev/ubda$|", "a|.*|" ]
+    global_filter = [ "r|^/dev/ubda$|", "r|^/dev/loop|", "a|.*|" ]
 }
 activation {
     udev_sync = 0
