@@ -157,7 +157,7 @@ fn whole_life(node: &Node) -> Result<()> {
         let elsewhere = service.ask(&["create", &claim, "321000000"])?;
         refused(&elsewhere, "AlreadyExists", &["in volume group vg1 and not in vg0"])?;
         let listed: Vec<Value> = service.call(&["inventory"])?.into_iter().filter(|item| item["vg"] == "vg1").collect();
-        ensure!(listed.len() == 1 && listed[0]["layout"] == layout, "{listed:?}");
+        ensure!(listed.len() == 1 && listed[0]["placement"] == layout, "{listed:?}");
 
         // Mounted while a mirror is still being synchronised.
         let pod = data("default", &format!("pod-{number}"), &claim);

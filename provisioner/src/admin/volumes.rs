@@ -57,6 +57,9 @@ struct VolumeReport {
     size_bytes: u64,
     owner: String,
     in_use: bool,
+    /// Of a data volume.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    layout: Option<String>,
 }
 
 impl Report {
@@ -129,6 +132,10 @@ fn volume(node: &str, item: &Item) -> Option<VolumeReport> {
         size_bytes: size(item),
         owner,
         in_use,
+        layout: match item {
+            Item::DataVolume(volume) => Some(volume.layout.clone()),
+            _ => None,
+        },
     })
 }
 

@@ -12,7 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use futures::{Stream, stream};
@@ -228,7 +228,9 @@ fn to_wire(
     classes: &DeviceClasses,
     failing: &Failing,
 ) -> wire::CapacityReport {
-    let kinds = Layout::kinds_here();
+    // What the kernel has is looked for once: modules come with kernels.
+    static KINDS: OnceLock<Vec<&str>> = OnceLock::new();
+    let kinds = KINDS.get_or_init(Layout::kinds_here);
     let layouts = |group: &VolumeGroup| {
         let thin = group.thin_room.and(Some(Layout::Thin)).filter(|thin| thin.missing_module().is_none());
         kinds.iter().copied().chain(thin.map(Layout::kind)).map(str::to_owned).collect()

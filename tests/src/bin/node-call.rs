@@ -416,7 +416,7 @@ fn show(item: &InventoryItem) -> Value {
         Some(Item::DataVolume(v)) => json!({"kind": "data", "vg": v.volume_group, "lv": v.logical_volume,
             "size": v.size_bytes, "created": v.created_unix, "uid": v.claim_uid,
             "claim": format!("{}/{}", v.claim_namespace, v.claim_name), "cluster": v.cluster, "open": v.open,
-            "layout": v.layout}),
+            "placement": v.layout}),
         Some(Item::LogVolume(v)) => json!({"kind": "log", "vg": v.volume_group, "lv": v.logical_volume,
             "size": v.size_bytes, "created": v.created_unix, "volume": format!("{}/{}", v.namespace, v.volume),
             "directories": v.directories, "mounted": v.mounted, "path": v.path}),

@@ -99,7 +99,7 @@ pub(super) async fn reconcile(claim: &PersistentVolumeClaim, bound: &Bound, ctx:
                  kubelet tries. Delete other volumes, or add a disk to the volume group (vgextend); or lower the \
                  request, to more than {has}: if that does not fit either, the growth is ended",
                 human(growth.requested),
-                lack.in_words(place),
+                lack.in_words(place, growth.layout),
                 has = human(growth.has),
             );
             ctx.events.tell(claim, Reason::VolumeGrowthImpossible, note).await;
@@ -123,7 +123,7 @@ pub(super) async fn reconcile(claim: &PersistentVolumeClaim, bound: &Bound, ctx:
                 Some(lack) => format!(
                     ", since even {} takes {}. When there is room, raise the request: then it grows",
                     human(growth.requested),
-                    lack.in_words(place)
+                    lack.in_words(place, growth.layout)
                 ),
                 None => String::new(),
             };

@@ -116,9 +116,14 @@ pub struct Lack {
 
 impl Lack {
     /// "more than … has free …", for users.
-    fn in_words(self, place: &Place) -> String {
+    fn in_words(self, place: &Place, layout: Layout) -> String {
+        let how = match layout {
+            Layout::Linear => String::new(),
+            Layout::Thin => " in its thin pool".to_owned(),
+            other => format!(" for a volume of layout {}", other.kind()),
+        };
         format!(
-            "more than volume group {} on node {} has free ({}): {} are missing",
+            "more than volume group {} on node {} has free{how} ({}): {} are missing",
             place.volume_group,
             place.topology,
             human(self.free),
