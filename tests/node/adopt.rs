@@ -50,7 +50,7 @@ fn kept(node: &Node) -> Result<()> {
         second.unmount(node)?.success()?;
         first.mount(node)?.failure(&["not on this node"])?;
         let thief = Call::data("default", "web-0", &format!("adopt-thief-{number}"), &old).fs(fs);
-        thief.with("logicalVolume", &format!("pvc-{new}")).mount(node)?.failure(&["does not belong"])?;
+        thief.with("logicalVolume", format!("pvc-{new}")).mount(node)?.failure(&["does not belong"])?;
         Call::data("default", "web-0", &format!("adopt-ns-{number}"), &new)
             .fs(fs)
             .mount(node)?

@@ -208,7 +208,7 @@ fn in_use(node: &Node) -> Result<()> {
     node.sh(&format!(
         "sh -c 'exec 7< /dev/{id}; exec sleep 600' > /dev/null 2>&1 < /dev/null & echo $! > /run/user.pid"
     ))?;
-    node.sh(&format!("until ls -l /proc/$(cat /run/user.pid)/fd/7; do sleep 0.05; done"))?;
+    node.sh("until ls -l /proc/$(cat /run/user.pid)/fd/7; do sleep 0.05; done")?;
     ensure!(service.ask(&["unpublish", &id, &a])?["unpublished"] == true);
     // Opened, and no longer published.
     refused(&service, &["delete", &id], "FailedPrecondition", &["in use"])?;

@@ -42,6 +42,7 @@ pub struct AdminService {
 
 impl AdminService {
     /// For the Kubernetes node `node_name`; `pods`: where kubelet keeps them.
+    #[allow(clippy::too_many_arguments, reason = "each is another part of the node service")]
     pub fn new(
         node_name: &str,
         lvm: Arc<Lvm>,
