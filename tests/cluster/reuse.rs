@@ -128,7 +128,7 @@ fn kept(cluster: &Cluster, source: Source) -> Result<()> {
     other.claim("xfs", source.pick("xfs", "xfs-csi"), "320Mi", "")?;
     refused(cluster, &["reuse", &pv, "--claim", &format!("{}/xfs", other.name)], "320 MiB")?;
     refused(cluster, &["reuse", &pv, "--claim", &to], "there is none")?;
-    ensure!(volumes_on(cluster, "n1", &format!("claim={}/c", space.name))? == [pv.as_str()]);
+    ensure!(volumes_on(cluster, "n1", &format!("claim={}/c", space.name))? == std::slice::from_ref(&pv));
 
     other.claim("c", class_name, "64Mi", "")?;
     let told = ok(cluster, &["reuse", &pv, "--claim", &to])?;

@@ -226,8 +226,8 @@ async fn serve(args: Args, lvm: Lvm, files: Arc<TlsDirectory>) -> Result<(), Nod
     spawn(&mut servers, "registration", registered);
     info!(node = args.node_name, %address, %metrics_address, version = env!("CARGO_PKG_VERSION"), "serving");
 
-    let log_lvm = Arc::clone(&lvm);
-    tokio::task::spawn_blocking(move || mount_logs(&log_lvm));
+    let (log_lvm, at_start) = (Arc::clone(&lvm), wiper.clone());
+    tokio::task::spawn_blocking(move || mount_logs(&log_lvm, &at_start));
     // These end with the runtime.
     tokio::spawn(troubles.run());
     tokio::spawn(indexer.run());
@@ -266,16 +266,20 @@ fn spawn(
 }
 
 /// Log volumes stay mounted when their pods are gone, for log shippers; after a
-/// reboot nobody else mounts them again.
-fn mount_logs(lvm: &Lvm) {
+/// reboot nobody else mounts them again. The same report says what is in the trash.
+fn mount_logs(lvm: &Lvm, wiper: &Wiper) {
     match lvm.volumes() {
         Ok(volumes) => {
             lvm.note_file_systems(&volumes);
+            wiper.begin(&volumes);
             for error in lvm.mount_logs(&volumes) {
                 warn!(%error, "a log volume is not mounted");
             }
         }
-        Err(error) => warn!(%error, "log volumes are not mounted"),
+        Err(error) => {
+            warn!(%error, "log volumes are not mounted");
+            wiper.trash_changed();
+        }
     }
 }
 

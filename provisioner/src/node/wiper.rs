@@ -122,10 +122,15 @@ impl Wiper {
     /// Of this node; [`Wiper::run`] does the work.
     pub fn new(lvm: Arc<Lvm>, served: Served, capacity: Capacity) -> Self {
         let changed = watch::Sender::new(());
-        // What is in the trash is looked up once at the start.
-        let state = Mutex::new(State { stale: true, ..State::default() });
-        let (stopping, wiped) = Default::default();
+        let (state, stopping, wiped) = Default::default();
         Self { shared: Arc::new(Shared { lvm, served, capacity, state, stopping, wiped, changed }) }
+    }
+
+    /// By what LVM says at the start: whether there is anything in the trash.
+    pub fn begin(&self, volumes: &[LogicalVolume]) {
+        if volumes.iter().any(|volume| volume.marks.trashed.is_some()) {
+            self.trash_changed();
+        }
     }
 
     /// Something has gone to the trash, or come from there.
