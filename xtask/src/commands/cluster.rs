@@ -139,6 +139,7 @@ fn start(up: Up) -> Result<()> {
         disks_gib: up.disks,
         profile: up.profile,
         detached: true,
+        control_only: false,
     })?;
     say(format!(
         "cluster {} with {} nodes (user-mode Linux) is up after {:.1} s; logs are in {}",
