@@ -596,7 +596,8 @@ fn half_of_a_thin_volume(node: &Node) -> Result<()> {
              dmsetup message vg1-pool0-tpool 0 \"delete $id\""
         ))?;
         ensure!(!node.exec(["lvchange", "-ay", &format!("vg1/pvc-{claim}")])?.success(), "its pool knows it");
-        ensure!(create(&service, &claim, 320 * MIB, &["layout=thin"])?["bytes"] == 320 * MIB);
+        let again = create(&service, &claim, 320 * MIB, &["layout=thin"])?;
+        ensure!(again["bytes"] == 320 * MIB, "{again}");
         let pod = data("default", "thin-half", &claim);
         pod.mount(node)?.success()?;
         pod.unmount(node)?.success()?;

@@ -10,7 +10,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt, stream};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::storage::v1::{CSIDriver, CSIDriverSpec, CSIStorageCapacity, StorageClass};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, OwnerReference};
@@ -20,6 +20,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use sha2::{Digest, Sha256};
 use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::TryRecvError;
 use tracing::{debug, info, warn};
 
 use super::claim::ClassChanged;
@@ -27,9 +28,12 @@ use super::error::is_not_found;
 use super::names::{FIELD_MANAGER, MANAGED_BY};
 use super::nodes::{Nodes, State, View};
 use super::quantity::{quantity, storage_of};
+use super::slim;
 use super::validate::Template;
 use crate::names::{DRIVER, TOPOLOGY_NODE};
 
+/// So many are written at the same time.
+const AT_ONCE: usize = 8;
 /// After a write that failed.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -196,7 +200,8 @@ impl Publisher {
         let api: Api<CSIStorageCapacity> = Api::namespaced(self.client.clone(), &self.namespace);
         let (objects, writer) = store::<CSIStorageCapacity>();
         let config = watcher::Config::default().labels(&format!("{MANAGED_BY}={DRIVER}"));
-        let watch = watcher(api.clone(), config).default_backoff().reflect(writer).touched_objects();
+        let watch =
+            watcher(api.clone(), config).default_backoff().modify(slim::object).reflect(writer).touched_objects();
         let mut watch = pin!(watch);
         let mut news = self.nodes.news();
         // A class or a node that the watches have not brought yet is none that
@@ -222,8 +227,14 @@ impl Publisher {
                 _ = class_changed.recv() => {}
                 () = tokio::time::sleep(again.unwrap_or(Duration::MAX)), if again.is_some() => {}
             }
-            // Everything is looked at below, so news that came meanwhile are old.
-            while news.try_recv().is_ok() {}
+            // Everything is looked at below, so what came meanwhile is old.
+            while !matches!(news.try_recv(), Err(TryRecvError::Empty | TryRecvError::Closed)) {}
+            while let Some(Some(changed)) = watch.next().now_or_never() {
+                if let Err(error) = changed {
+                    warn!(%error, "cannot watch the CSIStorageCapacity objects");
+                    break;
+                }
+            }
             if !is_ready {
                 again = None;
                 continue;
@@ -245,19 +256,15 @@ impl Publisher {
         let mut failed = false;
         let there: BTreeMap<String, Arc<CSIStorageCapacity>> =
             objects.state().into_iter().map(|object| (object.name_any(), object)).collect();
+        let mut new = Vec::new();
         for (name, published) in &wanted.publish {
-            if there.get(name).is_some_and(|object| says(object, published)) {
-                continue;
+            if !there.get(name).is_some_and(|object| says(object, published)) {
+                new.push(self.publish(api.clone(), name.clone(), published.clone()));
             }
-            let object = capacity_object(name, &self.namespace, published, self.owner.as_ref());
-            let apply = PatchParams::apply(FIELD_MANAGER).force();
-            match api.patch(name, &apply, &Patch::Apply(&object)).await {
-                Ok(_) => debug!(class = published.class, node = published.topology, free = published.free, "published"),
-                Err(error) => {
-                    warn!(class = published.class, node = published.topology, %error, "cannot publish the capacity");
-                    failed = true;
-                }
-            }
+        }
+        let mut written = stream::iter(new).buffer_unordered(AT_ONCE);
+        while let Some(done) = written.next().await {
+            failed |= !done;
         }
         for name in there.keys() {
             if wanted.publish.contains_key(name) || wanted.keep.contains(name) {
@@ -277,6 +284,23 @@ impl Publisher {
             failed = !*driver_made;
         }
         if failed { Some(RETRY) } else { wanted.again }
+    }
+
+    /// Whether it was written.
+    async fn publish(&self, api: Api<CSIStorageCapacity>, name: String, published: Published) -> bool {
+        let object = capacity_object(&name, &self.namespace, &published, self.owner.as_ref());
+        let apply = PatchParams::apply(FIELD_MANAGER).force();
+        let Published { class, topology: node, free, .. } = published;
+        match api.patch(&name, &apply, &Patch::Apply(&object)).await {
+            Ok(_) => {
+                debug!(class, node, free, "published");
+                true
+            }
+            Err(error) => {
+                warn!(class, node, %error, "cannot publish the capacity");
+                false
+            }
+        }
     }
 
     async fn make_driver(&self) -> bool {

@@ -22,11 +22,13 @@ mod quantity;
 mod renewal;
 #[cfg(test)]
 mod scenarios;
+mod slim;
 mod topology;
 mod trouble;
 pub(crate) mod validate;
 pub mod volume;
 
+use std::collections::HashSet;
 use std::fmt::Debug;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -43,6 +45,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::broadcast;
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::BroadcastStream;
 use tracing::{debug, error, info, warn};
 
@@ -57,6 +60,11 @@ use events::Events;
 use lease::Election;
 use nodes::{News, Nodes};
 
+/// So much news is taken at once…
+const MANY: usize = 1024;
+/// …and if it is more than this, all that waits is looked at, instead of all
+/// claims for each node.
+const FEW: usize = 8;
 /// Between attempts to reconcile what failed.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
@@ -159,11 +167,19 @@ async fn serve(args: Args) -> Result<(), ControllerError> {
         since = election.acquire() => since,
         () = &mut told_to_stop => return Ok(()),
     };
+    // By itself: work that keeps a processor busy must not cost the Lease.
+    let election = Arc::new(election);
+    let mut keeping = JoinSet::new();
+    keeping.spawn({
+        let election = Arc::clone(&election);
+        async move { election.keep(since).await }
+    });
     let ended = tokio::select! {
         ended = act(&args, client, identity) => ended,
-        lost = election.keep(since) => return Err(lost.into()),
+        Some(lost) = keeping.join_next() => return Err(lost.map_or(ControllerError::Ended("the Lease"), Into::into)),
         () = &mut told_to_stop => Ok(()),
     };
+    keeping.shutdown().await;
     // Nothing is acting any more: all of it was dropped with the select.
     election.release().await;
     ended
@@ -190,9 +206,8 @@ async fn act(args: &Args, client: Client, identity: String) -> Result<(), Contro
     let (node_objects, node_writer) = store::<Node>();
     let (classes, class_writer) = store::<StorageClass>();
     let (class_changed, _) = broadcast::channel(256);
-    let claim_controller =
-        Controller::new(Api::<PersistentVolumeClaim>::all(client.clone()), watcher::Config::default());
-    let volume_controller = Controller::new(Api::<PersistentVolume>::all(client.clone()), watcher::Config::default());
+    let claim_controller = controller::<PersistentVolumeClaim>(&client, slim::claim);
+    let volume_controller = controller::<PersistentVolume>(&client, slim::volume);
     let ctx = Arc::new(Context {
         events,
         cluster,
@@ -228,6 +243,7 @@ async fn act(args: &Args, client: Client, identity: String) -> Result<(), Contro
 
     let node_watch = watcher(Api::<Node>::all(client.clone()), watcher::Config::default())
         .default_backoff()
+        .modify(slim::node)
         .reflect(node_writer)
         .for_each(|event| {
             follow_node(&nodes, &node_objects, event);
@@ -235,6 +251,7 @@ async fn act(args: &Args, client: Client, identity: String) -> Result<(), Contro
         });
     let class_watch = watcher(Api::<StorageClass>::all(client), watcher::Config::default())
         .default_backoff()
+        .modify(slim::object)
         .reflect(class_writer)
         .for_each(|event| {
             follow_class(&class_changed, event);
@@ -290,6 +307,17 @@ async fn act(args: &Args, client: Client, identity: String) -> Result<(), Contro
         () = node_watch => Err(ControllerError::Ended("nodes")),
         () = class_watch => Err(ControllerError::Ended("StorageClasses")),
     }
+}
+
+/// A controller of all objects of a kind, of which no more is kept than `slim`
+/// leaves.
+fn controller<K>(client: &Client, slim: fn(&mut K)) -> Controller<K>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + serde::de::DeserializeOwned + Send + Sync + 'static,
+{
+    let (reader, writer) = store::<K>();
+    let watch = watcher(Api::<K>::all(client.clone()), watcher::Config::default()).modify(slim).reflect(writer);
+    Controller::for_stream(watch.applied_objects(), reader)
 }
 
 /// The UID of kube-system: that namespace lives as long as the cluster.
@@ -350,15 +378,26 @@ fn claim_triggers(
     class_changed: &broadcast::Sender<ClassChanged>,
 ) -> impl Stream<Item = ObjectRef<PersistentVolumeClaim>> + Send + 'static {
     let all = ctx.clone();
-    let by_node = BroadcastStream::new(ctx.nodes.news()).flat_map(move |news| {
+    // Many at once are one look at all claims.
+    let by_node = BroadcastStream::new(ctx.nodes.news()).ready_chunks(MANY).flat_map(move |news| {
         // An error: too much has happened to hear of each node.
-        let news = news.ok();
-        if let Some(News::Up(node)) = &news {
-            all.failures.heard_from(node);
-            all.calls.look();
+        let news: Option<Vec<News>> = news.into_iter().collect::<Result<_, _>>().ok();
+        for one in news.iter().flatten() {
+            if let News::Up(node) = one {
+                all.failures.heard_from(node);
+                all.calls.look();
+            }
         }
-        let mut concerned = claim::concerned_by_node(news.as_ref(), &all.claims);
-        concerned.extend(growth::concerned_by_node(news.as_ref(), &all));
+        let few = news.filter(|news| news.len() <= FEW);
+        let each: Vec<Option<&News>> = match &few {
+            Some(news) => news.iter().map(Some).collect(),
+            None => vec![None],
+        };
+        let mut concerned = Vec::new();
+        for news in each {
+            concerned.extend(claim::concerned_by_node(news, &all.claims));
+            concerned.extend(growth::concerned_by_node(news, &all));
+        }
         stream::iter(concerned)
     });
     let claims = ctx.claims.clone();
@@ -371,16 +410,26 @@ fn claim_triggers(
 /// waits for it.
 fn volume_triggers(ctx: &Context) -> impl Stream<Item = ObjectRef<PersistentVolume>> + Send + 'static {
     let (volumes, nodes) = (ctx.volumes.clone(), ctx.nodes.clone());
-    BroadcastStream::new(ctx.nodes.news()).flat_map(move |news| {
-        let up = match news {
-            Ok(News::Up(node)) => nodes.view(&node).map(|view| view.topology),
-            Ok(News::Capacity(_) | News::Changed(_) | News::Down(_) | News::Gone(_)) => return stream::iter(Vec::new()),
-            // Too much has happened to hear of each node.
-            Err(_) => None,
-        };
+    BroadcastStream::new(ctx.nodes.news()).ready_chunks(MANY).flat_map(move |news| {
+        let mut up = HashSet::new();
+        let mut any = false;
+        for one in news {
+            match one {
+                Ok(News::Up(node)) => match nodes.view(&node) {
+                    Some(view) => drop(up.insert(view.topology)),
+                    None => any = true,
+                },
+                Ok(News::Capacity(_) | News::Changed(_) | News::Down(_) | News::Gone(_)) => {}
+                // Too much has happened to hear of each node.
+                Err(_) => any = true,
+            }
+        }
+        if up.is_empty() && !any {
+            return stream::iter(Vec::new());
+        }
         let waits = |volume: &PersistentVolume| {
             volume::need(volume) == volume::Need::Removal
-                && volume::place_of(volume).is_some_and(|place| up.as_ref().is_none_or(|up| place.topology == *up))
+                && volume::place_of(volume).is_some_and(|place| any || up.contains(&place.topology))
         };
         let waiting = volumes.state_filter(waits);
         stream::iter(waiting.iter().map(|volume| ObjectRef::from_obj(&**volume)).collect::<Vec<_>>())

@@ -140,6 +140,7 @@ fn start(up: Up) -> Result<()> {
         spare_disks_gib: Vec::new(),
         profile: up.profile,
         detached: true,
+        control_only: false,
     })?;
     say(format!(
         "cluster {} with {} nodes (user-mode Linux) is up after {:.1} s; logs are in {}",

@@ -20,6 +20,9 @@ pub const CONTROLLER_MANAGER: Identity = Identity("controller-manager", "system:
 /// The scheduler.
 pub const SCHEDULER: Identity = Identity("scheduler", "system:kube-scheduler", "");
 
+/// lvprov's controller, outside of a pod.
+pub const LVPROV: Identity = Identity("lvprov", "system:serviceaccount:lvprov-system:lvprov-controller", "");
+
 /// Name of a kubeconfig, user and group behind it.
 #[derive(Debug, Clone, Copy)]
 pub struct Identity(pub &'static str, pub &'static str, pub &'static str);
@@ -81,7 +84,8 @@ impl Pki {
         }
         let nodes =
             nodes.iter().map(|(node, _)| (node.clone(), format!("system:node:{node}"), "system:nodes".to_string()));
-        let fixed = [ADMIN, CONTROLLER_MANAGER, SCHEDULER].map(|Identity(a, b, c)| (a.into(), b.into(), c.into()));
+        let fixed =
+            [ADMIN, CONTROLLER_MANAGER, SCHEDULER, LVPROV].map(|Identity(a, b, c)| (a.into(), b.into(), c.into()));
         for (name, user, group) in fixed.into_iter().chain(nodes) {
             let token = token()?;
             tokens.push_str(&format!("{token},{user},{user},\"{group}\"\n"));

@@ -40,6 +40,11 @@ pub struct ClusterOptions {
     pub profile: Profile,
     /// Whether it stays when this process ends.
     pub detached: bool,
+    /// A control plane alone, for nodes that are not there: with an audit log
+    /// of what lvprov's controller asks, and of the controller manager only
+    /// what binds volumes.
+    #[serde(default)]
+    pub control_only: bool,
 }
 
 impl Default for ClusterOptions {
@@ -52,6 +57,7 @@ impl Default for ClusterOptions {
             spare_disks_gib: Vec::new(),
             profile: Profile::default(),
             detached: false,
+            control_only: false,
         }
     }
 }
@@ -87,7 +93,7 @@ impl Cluster {
     /// # Errors
     /// When a part of it does not come up; what it logged is kept.
     pub fn start(options: ClusterOptions) -> Result<Self> {
-        if options.nodes == 0 || options.nodes > 100 {
+        if options.control_only != (options.nodes == 0) || options.nodes > 100 {
             bail!("a cluster of {} nodes: 1 to 100 it can have", options.nodes);
         }
         let start = Instant::now();
@@ -115,6 +121,10 @@ impl Cluster {
     fn bring_up(&self, start: Instant) -> Result<()> {
         make_bridge(&self.sandbox)?;
         self.control.sh(&format!("ip address add {SERVICE}/32 dev br0"))?;
+        if self.options.control_only {
+            self.start_control_plane(start)?;
+            return self.save();
+        }
         let archive = self.write_images(&[Image::pause(), Image::busybox()?])?;
         let guests = (1..=self.options.nodes).map(|number| self.create_guest(number)).collect::<Result<Vec<_>>>()?;
         *self.guests() = guests;
@@ -156,7 +166,13 @@ impl Cluster {
         let log = |name: &str| directory.join(format!("{name}.log"));
         let etcd = components::etcd(&directory.join("etcd"));
         self.control.spawn(&etcd, log("etcd"))?;
-        let pid = self.control.spawn(&components::apiserver(&self.kubernetes, &self.pki), log("apiserver"))?;
+        let mut apiserver = components::apiserver(&self.kubernetes, &self.pki);
+        if self.options.control_only {
+            let policy = directory.join("audit-policy.json");
+            fs::write(&policy, components::audit_policy())?;
+            apiserver.argv.extend(components::audit(&policy, &self.audit_log()));
+        }
+        let pid = self.control.spawn(&apiserver, log("apiserver"))?;
         let deadline = Instant::now() + Duration::from_secs(90);
         while !self.kubectl_output(["get", "--raw=/readyz"])?.success() {
             if let Some(exit) = self.sandbox.agent().status(pid)? {
@@ -168,7 +184,10 @@ impl Cluster {
             thread::sleep(Duration::from_millis(100));
         }
         say(format!("API server ready after {:.1} s", start.elapsed().as_secs_f64()));
-        let manager = components::controller_manager(&self.kubernetes, &self.pki);
+        let mut manager = components::controller_manager(&self.kubernetes, &self.pki);
+        if self.options.control_only {
+            manager.argv.push(components::VOLUME_CONTROLLERS.into());
+        }
         self.control.spawn(&manager, log("controller-manager"))?;
         self.control.spawn(&components::scheduler(&self.kubernetes, &self.pki), log("scheduler"))?;
         Ok(())
@@ -208,6 +227,16 @@ impl Cluster {
     /// Where its logs are.
     pub fn directory(&self) -> &Path {
         self.sandbox.directory()
+    }
+
+    /// What lvprov's controller has asked the API server, one JSON object a line.
+    pub fn audit_log(&self) -> PathBuf {
+        self.sandbox.directory().join("audit.log")
+    }
+
+    /// The kubeconfig of an identity.
+    pub fn kubeconfig(&self, identity: &str) -> PathBuf {
+        self.pki.kubeconfig(identity)
     }
 
     /// Where the control plane runs: commands see the cluster's network.

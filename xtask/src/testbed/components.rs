@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::certificates::{CONTROLLER_MANAGER, Identity, Pki, SCHEDULER};
+use super::certificates::{CONTROLLER_MANAGER, Identity, LVPROV, Pki, SCHEDULER};
 use super::image::PAUSE;
 use super::node::BRIDGE;
 use crate::agent::Command;
@@ -81,6 +81,26 @@ pub fn apiserver(kubernetes: &Path, pki: &Pki) -> Command {
             "--kubelet-preferred-address-types=InternalIP".into(),
         ],
     )
+}
+
+/// Controllers that bind claims, and nothing that would miss the heartbeats of
+/// nodes that are not there.
+pub const VOLUME_CONTROLLERS: &str = "--controllers=persistentvolume-binder-controller,persistentvolumeclaim-protection-controller,serviceaccount-controller";
+
+/// Flags of an API server that writes down what [`audit_policy`] says.
+pub fn audit(policy: &Path, log: &Path) -> [String; 2] {
+    [flag("audit-policy-file", policy), flag("audit-log-path", log)]
+}
+
+/// What lvprov's controller asks, once it is answered.
+pub fn audit_policy() -> String {
+    json!({
+        "apiVersion": "audit.k8s.io/v1",
+        "kind": "Policy",
+        "omitStages": ["RequestReceived", "ResponseStarted"],
+        "rules": [{"level": "Metadata", "users": [LVPROV.1]}, {"level": "None"}],
+    })
+    .to_string()
 }
 
 /// The controller manager.

@@ -8,7 +8,7 @@ use crate::progress::say;
 use crate::sandbox::Sandbox;
 
 mod api;
-mod certificates;
+pub(crate) mod certificates;
 pub mod cluster;
 mod components;
 pub mod guest;

@@ -276,7 +276,10 @@ impl Nodes {
 
     /// The node whose topology label has this value.
     pub fn with_topology(&self, topology: &str) -> Option<View> {
-        self.views().into_iter().find(|view| view.topology == topology)
+        // It is the node's own name, mostly.
+        self.view(topology)
+            .filter(|view| view.topology == topology)
+            .or_else(|| self.table().values().map(|entry| &entry.view).find(|view| view.topology == topology).cloned())
     }
 
     /// How to call the node.

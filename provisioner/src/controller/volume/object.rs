@@ -224,7 +224,8 @@ pub fn source_of(volume: &PersistentVolume) -> Source {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+/// For tests elsewhere.
+pub mod tests {
     use super::*;
     use crate::controller::topology::Topologies;
     use crate::controller::validate::GroupChoice;
@@ -232,6 +233,7 @@ pub(super) mod tests {
     use lvm::names::VgName;
     use serde_json::{Value, json};
 
+    /// One of ours, with its options.
     pub fn pv(policy: &str, options: &str) -> PersistentVolume {
         of(Source::Flexvolume, policy, options)
     }

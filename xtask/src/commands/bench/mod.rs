@@ -18,6 +18,7 @@ use crate::testbed::{Cluster, ClusterOptions, Machine, Node, NodeOptions};
 mod cluster;
 mod driver;
 mod rows;
+pub mod scale;
 pub mod timing;
 
 /// Measures claims, mounts and pods against the same without lvprov.
@@ -35,7 +36,7 @@ pub struct BenchCommand {
 }
 
 /// A part of the benchmark.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+#[derive(Debug, Clone, Copy, Subcommand)]
 enum Part {
     /// Claims, one, ten and a hundred at once, against lvcreate and lvremove.
     Provision,
@@ -43,6 +44,9 @@ enum Part {
     Driver,
     /// Pods with a claim against pods with an emptyDir, and a StatefulSet against one without volumes.
     Pods,
+    /// The controller with thousands of nodes and volumes that are not there: its memory, its requests, the scheduler's
+    /// time. Not among `all of it`.
+    Scale(scale::ScaleOptions),
 }
 
 #[derive(Debug, Args)]
@@ -82,7 +86,11 @@ struct Options {
 /// When a part of it does not do what it should.
 pub fn run(command: &BenchCommand) -> Result<()> {
     let options = &command.options;
-    let wanted = |part| command.part.is_none_or(|only| only == part);
+    if let Some(Part::Scale(scale)) = command.part {
+        return run_scale(scale, options);
+    }
+    let same = |one: Part, other: Part| std::mem::discriminant(&one) == std::mem::discriminant(&other);
+    let wanted = |part| command.part.is_none_or(|only| same(only, part));
     let kubernetes = wanted(Part::Provision) || wanted(Part::Pods);
     if kubernetes {
         setup::for_cluster()?
@@ -112,6 +120,18 @@ pub fn run(command: &BenchCommand) -> Result<()> {
     } else {
         print_table(&machine, &rows);
     }
+    Ok(())
+}
+
+fn run_scale(scale: scale::ScaleOptions, options: &Options) -> Result<()> {
+    setup::for_cluster()?;
+    if !options.no_build {
+        step("Build lvprov", || binaries::build(options.profile))?;
+        // The nodes that are not there.
+        step("Build what the tests run", || binaries::build(binaries::Profile::Debug))?;
+    }
+    let measured = scale::measure(scale, options.profile)?;
+    println!("{:#}", measured.json(scale));
     Ok(())
 }
 
