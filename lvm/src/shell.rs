@@ -143,7 +143,13 @@ impl Held {
         let answer = running.run(line, limit);
         let failed = |source| CommandError::Start { program: shown.to_owned(), source };
         match answer {
-            Ok(Some(answer)) => Some(read(shown, answer).map_err(failed)),
+            Ok(Some(answer)) => {
+                let done = read(shown, answer).and_then(|done| match done.status.success() {
+                    true => Ok(done),
+                    false => Ok(running.explain(shown, done, limit)),
+                });
+                Some(done.map_err(failed))
+            }
             Ok(None) => {
                 *shell = None;
                 Some(Err(CommandError::StillRunning { command: shown.to_owned(), after: begun.elapsed(), pid }))
@@ -206,6 +212,16 @@ impl Shell {
         runs && same(&self.lock, there)
     }
 
+    /// Adds the errors that the last command has met: its own answer tells
+    /// whether it has succeeded, and no more. lvm keeps them for `lastlog`.
+    fn explain(&mut self, shown: &str, done: Finished, limit: Duration) -> Finished {
+        let told = self.run("lastlog", limit).ok().flatten();
+        match told.and_then(|told| serde_json::from_slice::<Answer>(&told).ok()) {
+            Some(told) => Finished::new(shown, done.status, done.stdout, told.errors()),
+            None => done,
+        }
+    }
+
     /// None: it has not answered in time.
     fn run(&mut self, line: &str, limit: Duration) -> io::Result<Option<Vec<u8>>> {
         let deadline = Instant::now() + limit;
@@ -255,6 +271,13 @@ struct Answer {
     log: Vec<Message>,
 }
 
+impl Answer {
+    fn errors(&self) -> Vec<u8> {
+        let errors = self.log.iter().filter(|message| message.log_type == "error");
+        errors.map(|message| message.log_message.as_str()).collect::<Vec<_>>().join("\n").into_bytes()
+    }
+}
+
 #[derive(Deserialize)]
 struct Message {
     log_type: String,
@@ -269,17 +292,15 @@ fn is_whole(answer: &[u8]) -> bool {
 
 /// An answer as the output of a process that ran this command alone.
 fn read(shown: &str, answer: Vec<u8>) -> io::Result<Finished> {
-    let Answer { log } = serde_json::from_slice(&answer)?;
-    let status = log.iter().rev().find(|message| message.log_type == "status");
+    let told: Answer = serde_json::from_slice(&answer)?;
+    let status = told.log.iter().rev().find(|message| message.log_type == "status");
     let status = status.ok_or_else(|| io::Error::other("lvm does not say whether it has succeeded"))?;
     // 1 is success, and becomes 0 as the exit status of a process (lvm2: ECMD_PROCESSED).
     let code = match status.log_ret_code.as_str() {
         "1" => 0,
         other => other.parse().ok().filter(|code| (1..=255).contains(code)).unwrap_or(255),
     };
-    let errors = log.iter().filter(|message| message.log_type == "error");
-    let stderr: Vec<&str> = errors.map(|message| message.log_message.as_str()).collect();
-    Ok(Finished::new(shown, ExitStatus::from_raw(code << 8), answer, stderr.join("\n").into_bytes()))
+    Ok(Finished::new(shown, ExitStatus::from_raw(code << 8), answer, told.errors()))
 }
 
 /// Ends a group's lvm once it has nothing to do.

@@ -41,6 +41,15 @@ fn one(node: &Node) -> Result<()> {
     ensure!(tags.contains(&format!("lvprov.io/claim-uid={}", uids[0])), "{tags}");
     let asked = service.ask(&["create", &uid(0x7005), "99999999995904"])?;
     ensure!(asked["message"].as_str().is_some_and(|message| message.contains("free")), "{asked}");
+    // What LVM itself says of a refusal is told as a process would have told it.
+    node.sh("vgchange -qq --logicalvolume $(vgs --noheadings -o lv_count vg0 | tr -d ' ') vg0")?;
+    let refused = service.ask(&["create", &uid(0x7006), "335544320"]);
+    node.sh("vgchange -qq --logicalvolume 0 vg0")?;
+    let refused = refused?;
+    ensure!(
+        refused["message"].as_str().is_some_and(|message| message.contains("Maximum number of logical volumes")),
+        "{refused}"
+    );
     for uid in &uids {
         service.delete(uid)?;
         ensure!(node.sh(&format!("test ! -e /dev/vg0/pvc-{uid} && echo gone"))?.trim() == "gone");
