@@ -5,10 +5,10 @@
 //! refused. `capacity` is always set: without it the scheduler of 1.37 crashes
 //! where two nodes fit.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{FutureExt, StreamExt, stream};
 use k8s_openapi::api::core::v1::Node;
@@ -32,6 +32,11 @@ use super::slim;
 use super::validate::Template;
 use crate::names::{DRIVER, TOPOLOGY_NODE};
 
+/// How long the watch may take to bring what was written here: writing it once
+/// more for each that it brings would cost the square of their number.
+const WATCH_LAG: Duration = Duration::from_secs(15);
+/// What was written a moment ago.
+type Written = HashMap<String, (Published, Instant)>;
 /// So many are written at the same time.
 const AT_ONCE: usize = 8;
 /// After a write that failed.
@@ -213,6 +218,7 @@ impl Publisher {
         ));
         let mut is_ready = false;
         let mut driver_made = false;
+        let mut written = Written::new();
         let mut again = Some(Duration::ZERO);
         loop {
             tokio::select! {
@@ -239,7 +245,7 @@ impl Publisher {
                 again = None;
                 continue;
             }
-            again = self.round(&api, &objects, &mut driver_made).await;
+            again = self.round(&api, &objects, &mut written, &mut driver_made).await;
         }
     }
 
@@ -249,6 +255,7 @@ impl Publisher {
         &self,
         api: &Api<CSIStorageCapacity>,
         objects: &Store<CSIStorageCapacity>,
+        written: &mut Written,
         driver_made: &mut bool,
     ) -> Option<Duration> {
         let nodes = self.nodes.views();
@@ -256,16 +263,25 @@ impl Publisher {
         let mut failed = false;
         let there: BTreeMap<String, Arc<CSIStorageCapacity>> =
             objects.state().into_iter().map(|object| (object.name_any(), object)).collect();
-        let mut new = Vec::new();
+        written.retain(|_, (_, at)| at.elapsed() < WATCH_LAG);
+        let (mut new, mut awaited) = (Vec::new(), false);
         for (name, published) in &wanted.publish {
-            if !there.get(name).is_some_and(|object| says(object, published)) {
+            if there.get(name).is_some_and(|object| says(object, published)) {
+                written.remove(name);
+            } else if written.get(name).is_some_and(|(last, _)| last == published) {
+                awaited = true;
+            } else {
                 new.push(self.publish(api.clone(), name.clone(), published.clone()));
             }
         }
-        let mut written = stream::iter(new).buffer_unordered(AT_ONCE);
-        while let Some(done) = written.next().await {
-            failed |= !done;
+        let mut writes = stream::iter(new).buffer_unordered(AT_ONCE);
+        while let Some(done) = writes.next().await {
+            match done {
+                Some((name, published)) => drop(written.insert(name, (published, Instant::now()))),
+                None => failed = true,
+            }
         }
+        drop(writes);
         for name in there.keys() {
             if wanted.publish.contains_key(name) || wanted.keep.contains(name) {
                 continue;
@@ -283,22 +299,32 @@ impl Publisher {
             *driver_made = self.make_driver().await;
             failed = !*driver_made;
         }
-        if failed { Some(RETRY) } else { wanted.again }
+        match (failed, awaited) {
+            (true, _) => Some(RETRY),
+            // What the watch has not brought by then is written again.
+            (false, true) => Some(wanted.again.map_or(WATCH_LAG, |again| again.min(WATCH_LAG))),
+            (false, false) => wanted.again,
+        }
     }
 
-    /// Whether it was written.
-    async fn publish(&self, api: Api<CSIStorageCapacity>, name: String, published: Published) -> bool {
+    /// What was written. None: it was not.
+    async fn publish(
+        &self,
+        api: Api<CSIStorageCapacity>,
+        name: String,
+        published: Published,
+    ) -> Option<(String, Published)> {
         let object = capacity_object(&name, &self.namespace, &published, self.owner.as_ref());
         let apply = PatchParams::apply(FIELD_MANAGER).force();
-        let Published { class, topology: node, free, .. } = published;
+        let Published { class, topology: node, free, .. } = &published;
         match api.patch(&name, &apply, &Patch::Apply(&object)).await {
             Ok(_) => {
                 debug!(class, node, free, "published");
-                true
+                Some((name, published))
             }
             Err(error) => {
                 warn!(class, node, %error, "cannot publish the capacity");
-                false
+                None
             }
         }
     }
@@ -325,7 +351,6 @@ mod tests {
     use super::super::nodes::Group;
     use super::*;
     use serde_json::{Value, json};
-    use std::time::Instant;
 
     const PATIENCE: Duration = Duration::from_secs(30);
 
