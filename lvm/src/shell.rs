@@ -144,9 +144,9 @@ impl Held {
         let failed = |source| CommandError::Start { program: shown.to_owned(), source };
         match answer {
             Ok(Some(answer)) => {
-                let done = read(shown, answer).and_then(|done| match done.status.success() {
-                    true => Ok(done),
-                    false => Ok(running.explain(shown, done, limit)),
+                let done = read(shown, answer).map(|done| match done.status.success() {
+                    true => done,
+                    false => running.explain(shown, done, limit),
                 });
                 Some(done.map_err(failed))
             }
