@@ -18,6 +18,7 @@ fn set_up_controller(cluster: &Cluster, patch: &str) -> Result<()> {
 }
 
 fn lost(cluster: &Cluster) -> Result<()> {
+    cluster.apply(include_str!("../../deploy/node-loss/rbac.yaml"))?;
     let args = "/spec/template/spec/containers/0/args";
     set_up_controller(cluster, &format!(r#"[{{"op": "add", "path": "{args}/-", "value": "--node-lost-after=15"}}]"#))?;
     let controller = cluster.get_json("-n lvprov-system pods -l app.kubernetes.io/component=controller")?;
