@@ -22,6 +22,9 @@ use crate::sandbox::{Life, Sandbox};
 use crate::setup::binaries::{self, Profile};
 use crate::setup::kubernetes::KUBERNETES;
 
+/// How often kubelet is started before that is given up.
+const KUBELET_STARTS: usize = 20;
+
 /// What a cluster is to be.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ClusterOptions {
@@ -346,11 +349,24 @@ impl Cluster {
         Ok(())
     }
 
+    /// kubelet ends if containerd answers and yet does not serve it; systemd would
+    /// start it again, and so does this, until it listens.
     fn start_kubelet(&self, number: u8) -> Result<()> {
         let node = self.node(&format!("n{number}"))?;
         let command = components::kubelet(&self.kubernetes, &self.pki, node.name(), node_address(number));
-        let pid = node.spawn(&command, Path::new(GUEST_LOGS).join("kubelet.log"))?;
-        node.write_file("/run/kubelet.pid", pid.to_string())
+        for _ in 0..KUBELET_STARTS {
+            let pid = node.spawn(&command, Path::new(GUEST_LOGS).join("kubelet.log"))?;
+            node.write_file("/run/kubelet.pid", pid.to_string())?;
+            // Of one that has ended nothing is there, or no program any more.
+            let listens = format!(
+                "for i in $(seq 600); do test -e /proc/{pid}/exe || exit 1\n\
+                 (: < /dev/tcp/127.0.0.1/10250) 2> /dev/null && exit 0; sleep 0.1; done"
+            );
+            if node.exec(["bash", "-c", &listens])?.success() {
+                return Ok(());
+            }
+        }
+        bail!("kubelet of n{number} ends again and again, see its log")
     }
 
     fn write_images(&self, images: &[Image]) -> Result<Archive> {
