@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use cases::{Case, Happening, Operation};
 use lvprov_tests::Test;
 use lvprov_tests::objects::{
-    Space, claim_volume, class, eventually, log_volume_of, lvprov_json, text, volume_size, volumes_on,
+    Space, claim_volume, class, eventually, log_volume_of, lvprov, lvprov_json, text, volume_size, volumes_on,
 };
 use xtask::setup::binaries::{self, Profile};
 use xtask::testbed::{Cluster, ClusterOptions};
@@ -99,6 +99,10 @@ fn matrix(cluster: &Cluster) -> Result<()> {
         }
     }
     ensure!(failed.is_empty(), "{} of {} cases failed:\n{}", failed.len(), cases.len(), failed.join("\n"));
+    // The last cut may have been a moment ago.
+    eventually("the controller's pod takes commands", || {
+        Ok(lvprov(cluster, &["--version"]).is_ok_and(|it| it.success()))
+    })?;
     let left = lvprov_json(cluster, &["gc", "--json", "--older-than", "0s"])?;
     ensure!(left["items"].as_array().is_some_and(Vec::is_empty), "left behind: {left:#}");
     Ok(())
