@@ -100,10 +100,9 @@ fn matrix(cluster: &Cluster) -> Result<()> {
     }
     ensure!(failed.is_empty(), "{} of {} cases failed:\n{}", failed.len(), cases.len(), failed.join("\n"));
     // The last cut may have been a moment ago.
-    eventually("the controller's pod takes commands", || {
-        Ok(lvprov(cluster, &["--version"]).is_ok_and(|it| it.success()))
-    })?;
-    let left = lvprov_json(cluster, &["gc", "--json", "--older-than", "0s"])?;
+    let listing = ["gc", "--json", "--older-than", "0s"];
+    eventually("gc sees the node", || Ok(lvprov(cluster, &listing).is_ok_and(|listed| listed.success())))?;
+    let left = lvprov_json(cluster, &listing)?;
     ensure!(left["items"].as_array().is_some_and(Vec::is_empty), "left behind: {left:#}");
     Ok(())
 }
