@@ -14,6 +14,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
+use lvprov_proto::lvprov::DataVolume;
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
@@ -46,12 +47,13 @@ pub struct Calls {
     left: Notify,
 }
 
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default)]
 struct Outcome {
     /// Somebody is at it.
     busy: bool,
-    /// The volume was asked for here, so nobody else can have been given it.
-    asked: bool,
+    /// The volume as its node listed it. None: it was asked for here, so nobody
+    /// else can have been given it.
+    listed: Option<DataVolume>,
 }
 
 /// A call under way. Dropped without [`Call::settled`] its outcome counts as
@@ -60,32 +62,33 @@ struct Outcome {
 pub struct Call<'a> {
     calls: &'a Calls,
     wanted: Wanted,
-    asked: bool,
+    listed: Option<DataVolume>,
     settled: bool,
 }
 
 impl Calls {
     /// Begins a call. None: another, for the same volume, is under way.
     pub fn begin(&self, wanted: Wanted) -> Option<Call<'_>> {
-        self.take(wanted, true)
-    }
-
-    /// `asks`: for the volume to be made, rather than to see what became of it.
-    fn take(&self, wanted: Wanted, asks: bool) -> Option<Call<'_>> {
         let mut open = self.open();
         let outcome = open.entry(wanted.clone()).or_default();
         if outcome.busy {
             return None;
         }
-        outcome.busy = true;
-        outcome.asked |= asks;
-        let asked = outcome.asked;
-        Some(Call { calls: self, wanted, asked, settled: false })
+        *outcome = Outcome { busy: true, listed: None };
+        Some(Call { calls: self, wanted, listed: None, settled: false })
     }
 
-    /// A volume was found that no PV names, as far as is known.
-    pub fn found(&self, wanted: Wanted) {
-        self.open().entry(wanted).or_default();
+    /// As [`Calls::begin`], only to see what became of a volume that may be left.
+    fn take(&self, wanted: Wanted) -> Option<Call<'_>> {
+        let mut open = self.open();
+        let outcome = open.get_mut(&wanted).filter(|outcome| !outcome.busy)?;
+        outcome.busy = true;
+        Some(Call { calls: self, wanted, listed: outcome.listed.take(), settled: false })
+    }
+
+    /// A node has listed a volume that no PV names, as far as is known.
+    pub fn found(&self, wanted: Wanted, listed: DataVolume) {
+        self.open().entry(wanted).or_insert(Outcome { busy: false, listed: Some(listed) });
         self.left.notify_one();
     }
 
@@ -124,7 +127,7 @@ impl Drop for Call<'_> {
         if self.settled {
             open.remove(&self.wanted);
         } else {
-            open.insert(self.wanted.clone(), Outcome { busy: false, asked: self.asked });
+            open.insert(self.wanted.clone(), Outcome { busy: false, listed: self.listed.take() });
             self.calls.left.notify_one();
         }
     }
@@ -149,10 +152,10 @@ pub async fn clear(ctx: &Context) {
         if !worth_asking(&wanted, ctx) {
             continue;
         }
-        let Some(call) = ctx.calls.take(wanted.clone(), false) else {
+        let Some(call) = ctx.calls.take(wanted.clone()) else {
             continue;
         };
-        match settle(&wanted, call.asked, ctx).await {
+        match settle(&wanted, call.listed.as_ref(), ctx).await {
             Ok(true) => call.settled(),
             Ok(false) => {}
             Err(error) => {
@@ -176,7 +179,7 @@ fn waits_for(claim: &PersistentVolumeClaim, wanted: &Wanted) -> bool {
 }
 
 /// Removes the volume if nothing needs it. Whether its outcome is known now.
-async fn settle(wanted: &Wanted, asked: bool, ctx: &Context) -> Result<bool, Error> {
+async fn settle(wanted: &Wanted, listed: Option<&DataVolume>, ctx: &Context) -> Result<bool, Error> {
     let Wanted { namespace, claim, place, .. } = wanted;
     // Only the API server itself is believed. The claim first: once it is
     // gone, nobody makes a PV for it any more.
@@ -197,8 +200,8 @@ async fn settle(wanted: &Wanted, asked: bool, ctx: &Context) -> Result<bool, Err
         // With its volumes, as far as anybody can know.
         return Ok(true);
     }
-    if !asked {
-        return Ok(match leftovers::remove(wanted, ctx).await {
+    if let Some(listed) = listed {
+        return Ok(match leftovers::remove(wanted, listed, ctx).await {
             Ok(()) => true,
             Err(why) => {
                 warn!(volume = place.handle(), node = place.topology, why, "left for now");

@@ -77,7 +77,7 @@ pub async fn look(node: &str, ctx: &Context) -> Result<(), String> {
                 && volume.logical_volume == format!("pvc-{}", volume.claim_uid)
                 && ctx.volumes.get(&ObjectRef::new(&volume.logical_volume)).is_none()
             {
-                ctx.calls.found(wanted(volume, &reached.topology));
+                ctx.calls.found(wanted(&volume, &reached.topology), volume);
             }
         }
         Ok::<_, Status>(())
@@ -85,68 +85,48 @@ pub async fn look(node: &str, ctx: &Context) -> Result<(), String> {
     listed.await.map_err(|status| explain(&status))
 }
 
-fn wanted(volume: DataVolume, topology: &str) -> Wanted {
+fn wanted(volume: &DataVolume, topology: &str) -> Wanted {
     Wanted {
-        claim_uid: volume.claim_uid,
-        namespace: volume.claim_namespace,
-        claim: volume.claim_name,
+        claim_uid: volume.claim_uid.clone(),
+        namespace: volume.claim_namespace.clone(),
+        claim: volume.claim_name.clone(),
         place: Place {
             topology: topology.to_owned(),
-            volume_group: volume.volume_group,
-            logical_volume: volume.logical_volume,
+            volume_group: volume.volume_group.clone(),
+            logical_volume: volume.logical_volume.clone(),
         },
     }
 }
 
-/// Has a volume removed that nothing names, unless it has been used.
+/// Has a volume removed that nothing names, unless it has been used, or is not
+/// any more what was listed.
 ///
 /// # Errors
 /// When it is not known what has become of it; for people.
-pub async fn remove(wanted: &Wanted, ctx: &Context) -> Result<(), String> {
-    let Some(node) = ctx.nodes.with_topology(&wanted.place.topology) else {
+pub async fn remove(wanted: &Wanted, listed: &DataVolume, ctx: &Context) -> Result<(), String> {
+    let Wanted { namespace, claim, place, .. } = wanted;
+    let Some(node) = ctx.nodes.with_topology(&place.topology) else {
         return Err("its node has gone".to_owned());
     };
     let reached = ctx.nodes.reach_up(&node.name).map_err(|unreached| unreached.why)?;
-    let mut client = NodeAdminClient::new(reached.channel);
     let collected = async {
-        // It is removed as it is listed now.
-        let call = call_to(&node.name, InventoryRequest { node: node.name.clone() }, CALL_TIMEOUT)?;
-        let mut items = client.inventory(call).await?.into_inner();
-        let mut found = None;
-        while let Some(item) = items.message().await? {
-            match item.item {
-                Some(Item::DataVolume(volume))
-                    if volume.cluster == ctx.cluster && self::wanted(volume.clone(), &node.topology) == *wanted =>
-                {
-                    found = Some(InventoryItem { item: Some(Item::DataVolume(volume)) });
-                }
-                _ => {}
-            }
-        }
-        let Some(item) = found else { return Ok(None) };
-        let request = CollectRequest { item: Some(item), node: node.name.clone(), only_unused: true };
-        let answer = client.collect(call_to(&node.name, request, CALL_TIMEOUT)?).await?;
-        Ok::<_, Status>(Some(answer.into_inner()))
+        let item = Some(InventoryItem { item: Some(Item::DataVolume(listed.clone())) });
+        let request = CollectRequest { item, node: node.name.clone(), only_unused: true };
+        NodeAdminClient::new(reached.channel).collect(call_to(&node.name, request, CALL_TIMEOUT)?).await
     };
-    match collected.await {
-        Ok(None) => Ok(()),
-        Ok(Some(answer)) => {
-            let Wanted { namespace, claim, place, .. } = wanted;
-            let (volume, node) = (place.handle(), &node.name);
-            if answer.removed {
-                info!(volume, node, namespace, claim, "removed a volume that nothing names and nobody has used");
-            } else {
-                warn!(
-                    volume,
-                    node,
-                    namespace,
-                    claim,
-                    why = answer.detail,
-                    "nothing names this volume; it is left for `lvprov gc`"
-                );
-            }
-            Ok(())
-        }
-        Err(status) => Err(explain(&status)),
+    let answer = collected.await.map_err(|status| explain(&status))?.into_inner();
+    let (volume, node) = (place.handle(), &node.name);
+    if answer.removed {
+        info!(volume, node, namespace, claim, "removed a volume that nothing names and nobody has used");
+    } else {
+        warn!(
+            volume,
+            node,
+            namespace,
+            claim,
+            why = answer.detail,
+            "nothing names this volume; it is left for `lvprov gc`"
+        );
     }
+    Ok(())
 }
