@@ -231,8 +231,7 @@ impl Lvm {
         if wiped == Wiped::Whole {
             let mut lock = self.lock_group(vg)?;
             fault::point("zeroed-before");
-            let args = ["lvchange", "--yes", "--quiet", "--deltag", WIPING].map(str::to_owned);
-            self.mutate(&mut lock, &[&args[..], &[format!("{vg}/{lv}")]].concat())?;
+            self.tag(&mut lock, vg, lv, "--deltag", WIPING)?;
             progress.forget();
             fault::point("zeroed-after");
         }

@@ -3,6 +3,7 @@
 
 pub mod adopt;
 pub mod block;
+pub mod clock;
 pub mod command;
 pub mod config;
 pub mod create_group;

@@ -8,6 +8,7 @@
 //! free after the wipe, never before.
 
 use crate::block::WipeError;
+use crate::clock::now;
 use crate::command::CommandError;
 use crate::fault;
 use crate::identity::Owner;
@@ -17,7 +18,6 @@ use crate::names::{LvName, VgName};
 use crate::report::{LogicalVolume, ReportError};
 use crate::volume::Lvm;
 use crate::wipe::{How, Wiped};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What has been done with a volume in the trash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,12 +57,6 @@ pub enum EmptyError {
     Command(#[from] CommandError),
 }
 
-/// Seconds since 1970.
-pub(crate) fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    i64::try_from(since).unwrap_or(i64::MAX)
-}
-
 /// The name of a volume that has been in the trash since then. A claim may have
 /// had several, one after another.
 fn name_in_trash(found: &LogicalVolume, since: i64) -> LvName {
@@ -74,25 +68,19 @@ impl Lvm {
     /// Puts a closed data volume into the trash, under its group's lock. The
     /// same again goes on where it was cut off.
     pub(crate) fn to_trash(&self, lock: &mut Lock, found: &LogicalVolume) -> Result<LvName, CommandError> {
-        let at = |name: &LvName| format!("{}/{name}", found.vg);
-        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
         let since = match found.marks.trashed {
             Some(since) => since,
             None => {
                 let since = now();
                 fault::point("trash-before");
-                let mut tag = words(&["lvchange", "--yes", "--quiet", "--addtag"]);
-                tag.extend([trashed_tag(since), at(&found.name)]);
-                self.mutate(lock, &tag)?;
+                self.tag(lock, &found.vg, &found.name, "--addtag", &trashed_tag(since))?;
                 since
             }
         };
         fault::point("trash-tagged");
         let name = name_in_trash(found, since);
         if name != found.name {
-            let mut rename = words(&["lvrename", "--yes", "--quiet", found.vg.as_str()]);
-            rename.extend([found.name.to_string(), name.to_string()]);
-            self.mutate(lock, &rename)?;
+            self.rename(lock, &found.vg, &found.name, &name)?;
         }
         fault::point("trash-renamed");
         Ok(name)
@@ -133,8 +121,7 @@ impl Lvm {
             }
             if !found.marks.wiping {
                 fault::point("trash-wipe-before");
-                let args = ["lvchange", "--yes", "--quiet", "--addtag", WIPING].map(str::to_owned);
-                self.mutate(&mut lock, &[&args[..], &[format!("{vg}/{name}")]].concat())?;
+                self.tag(&mut lock, vg, name, "--addtag", WIPING)?;
             }
         }
         let how = match meant.marks.intent.delete {

@@ -6,6 +6,7 @@
 //! volume directory, and takes it away once the unmount has succeeded. Notes
 //! are a help: nothing fails because one cannot be written.
 
+use crate::clock::now;
 use crate::identity::digest;
 use crate::names::PodUid;
 use serde::{Deserialize, Serialize};
@@ -14,7 +15,6 @@ use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Where the notes lie. Emptied by a reboot, which also ends all mounts.
 pub const DIRECTORY: &str = "/run/lvprov/unmounts";
@@ -145,10 +145,6 @@ impl Notes {
 fn read(file: &Path) -> Option<FailedUnmount> {
     let small = fs::metadata(file).ok().filter(|metadata| metadata.is_file() && metadata.len() <= LARGEST);
     small.and_then(|_| serde_json::from_slice(&fs::read(file).ok()?).ok())
-}
-
-fn now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
 
 #[cfg(test)]

@@ -851,11 +851,28 @@ impl Lvm {
     /// Takes the mark of a new volume off: from now on it is never formatted again.
     pub(crate) fn no_longer_new(&self, vg: &VgName, name: &LvName) -> Result<(), LogNewError> {
         let mut lock = self.lock_group(vg)?;
-        let args = ["lvchange", "--yes", "--quiet", "--deltag", identity::NEW].map(str::to_owned);
         fault::point("untag-before");
-        self.mutate(&mut lock, &[&args[..], &[format!("{vg}/{name}")]].concat())?;
+        self.tag(&mut lock, vg, name, "--deltag", identity::NEW)?;
         fault::point("untag-after");
         Ok(())
+    }
+
+    /// Gives a volume a tag (`--addtag`), or takes one off (`--deltag`).
+    pub(crate) fn tag(
+        &self,
+        lock: &mut Lock,
+        vg: &VgName,
+        name: &LvName,
+        option: &str,
+        tag: &str,
+    ) -> Result<(), CommandError> {
+        self.mutate(lock, &["lvchange", "--yes", "--quiet", option, tag, &format!("{vg}/{name}")].map(str::to_owned))
+    }
+
+    /// Gives a volume another name.
+    pub(crate) fn rename(&self, lock: &mut Lock, vg: &VgName, from: &LvName, to: &LvName) -> Result<(), CommandError> {
+        let args = ["lvrename", "--yes", "--quiet", vg.as_str(), from.as_str(), to.as_str()];
+        self.mutate(lock, &args.map(str::to_owned))
     }
 
     /// Wipes whatever signatures are on a volume that is still marked as new.

@@ -1,6 +1,6 @@
 //! What stands in certificates. Times are in seconds since 1970.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+pub use lvm::clock::now;
 
 use pem::{EncodeConfig, LineEnding, Pem};
 use rustls::pki_types::CertificateDer;
@@ -67,12 +67,6 @@ pub fn is_signed_by(certificate: &[u8], authority: &[u8]) -> bool {
 /// Whether it is of this key, whose DER form is that of a SubjectPublicKeyInfo.
 pub fn has_key(certificate: &[u8], key: &[u8]) -> bool {
     parse_x509_certificate(certificate).is_ok_and(|(_, parsed)| parsed.public_key().raw == key)
-}
-
-/// This second, by the clock of this machine.
-pub fn now() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    i64::try_from(now).unwrap_or(i64::MAX)
 }
 
 /// A time as [`show_time`] gives it.

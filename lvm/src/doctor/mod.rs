@@ -14,6 +14,7 @@ mod mounted;
 mod settings;
 
 use crate::Lvm;
+use crate::clock::now;
 use crate::command::Kind;
 use crate::config::NodeConfig;
 use crate::names::VgName;
@@ -21,7 +22,6 @@ use crate::report::{self, VolumeGroup};
 use serde::Serialize;
 use std::fmt;
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -284,10 +284,4 @@ impl Lvm {
 /// The worst first; what belongs together stays together.
 fn sort(found: &mut [Finding]) {
     found.sort_by(|a, b| (b.severity, a.id, &a.object).cmp(&(a.severity, b.id, &b.object)));
-}
-
-/// Seconds since 1970.
-fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    i64::try_from(since).unwrap_or(i64::MAX)
 }

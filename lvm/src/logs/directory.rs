@@ -2,6 +2,7 @@
 //! project, removed by way of the trash, and what is recorded of each.
 
 use super::{LogError, Record, errno, io as at};
+use crate::clock::now;
 use crate::names::DirectoryName;
 use crate::{mounts, quota, xattr};
 use nix::fcntl::{OFlag, openat, renameat};
@@ -12,7 +13,6 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Directory for what is not a pod's: half-made and half-removed directories.
 /// No pod can have this name.
@@ -25,10 +25,6 @@ const RECORD: &str = "trusted.lvprov.record";
 const NEXT_PROJECT: &str = "trusted.lvprov.next-project";
 /// Project ids begin here; smaller ones are often somebody's by hand.
 pub(super) const FIRST_PROJECT: u32 = 1000;
-
-pub(super) fn now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
-}
 
 pub(super) fn open_directory(path: &Path) -> Result<File, LogError> {
     File::open(path).map_err(at("open", path))

@@ -6,8 +6,8 @@
 //! counts is in the records of the directories, and the index is made from them
 //! anew where it is missing. So nothing fails because of it.
 
-use super::directory::now;
 use super::{LogError, Record, io};
+use crate::clock::now;
 use crate::names::DirectoryName;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};

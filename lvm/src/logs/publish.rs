@@ -1,11 +1,12 @@
 //! Mounting: a pod's directory, and the volume that it lies on.
 
 use super::directory::{
-    FIRST_PROJECT, is_bound, make_directory, next_project, now, open_beneath, open_directory, read_record, records,
+    FIRST_PROJECT, is_bound, make_directory, next_project, open_beneath, open_directory, read_record, records,
     touch_records, write_record,
 };
 use super::index::Index;
 use super::{LogError, Ownership, Place, PublishLog, Record, errno, io, taken};
+use crate::clock::now;
 use crate::fault;
 use crate::filesystem::{self, FsType, MkfsOptions, NewFs};
 use crate::identity::{self, Owner};

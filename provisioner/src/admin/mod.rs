@@ -21,9 +21,9 @@ pub mod volumes;
 
 use std::future::Future;
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use kube::Client;
+use lvm::clock::now;
 
 use crate::names::NODE_PORT;
 use crate::tls::{TlsDirectory, TlsError};
@@ -105,12 +105,6 @@ pub enum AdminError {
     /// Standard output cannot be written.
     #[error("cannot write the result")]
     Output(#[source] std::io::Error),
-}
-
-/// Seconds since 1970.
-fn now() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    i64::try_from(now).unwrap_or(i64::MAX)
 }
 
 /// Connects, and runs `work` to its end.

@@ -251,12 +251,6 @@ async fn serve(args: Args, lvm: Lvm, files: Arc<TlsDirectory>) -> Result<(), Nod
     ended
 }
 
-/// Seconds since 1970.
-fn now() -> i64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    i64::try_from(now).unwrap_or(i64::MAX)
-}
-
 fn spawn(
     servers: &mut JoinSet<Result<(), NodeError>>,
     service: &'static str,

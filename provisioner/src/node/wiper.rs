@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lvm::Lvm;
+use lvm::clock::now;
 use lvm::names::{LvName, VgName};
 use lvm::report::LogicalVolume;
 use lvm::size::human;
@@ -303,7 +304,7 @@ impl Wiper {
         if state.stale {
             return Next::Look;
         }
-        let now = super::now();
+        let now = now();
         let mut wait = None;
         let mut due = None;
         for volume in &state.trash {
