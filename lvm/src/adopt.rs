@@ -13,6 +13,7 @@ use crate::fault;
 use crate::filesystem::{self, FsType, UuidError};
 use crate::identity::{self, DataOwner, Owner};
 use crate::intent::{Intent, Marks};
+use crate::layout::Layout;
 use crate::lock::{Lock, LockError};
 use crate::names::{ClaimUid, LvName, VgName};
 use crate::report::{self, AnyVolume, ReportError};
@@ -36,6 +37,15 @@ pub struct Adopt {
     pub fs: Option<FsType>,
     /// Bytes that it must have at least.
     pub size: u64,
+}
+
+/// A volume that has been given to a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Adopted {
+    /// Bytes.
+    pub size: u64,
+    /// How it lies on the disks, as it was made.
+    pub layout: Layout,
 }
 
 /// A volume could not be given to a claim.
@@ -86,7 +96,7 @@ pub enum AdoptError {
 impl Lvm {
     /// Gives a closed volume to a claim, and says what it has. The same again
     /// changes nothing.
-    pub fn adopt(&self, request: &Adopt) -> Result<u64, AdoptError> {
+    pub fn adopt(&self, request: &Adopt) -> Result<Adopted, AdoptError> {
         let (vg, name) = (&request.vg, LvName::for_claim(&request.owner.claim_uid));
         // Nobody mounts it meanwhile.
         let lock_volume = Lock::volume(&name, self.patience())?;
@@ -135,17 +145,18 @@ impl Lvm {
         }
         fault::point("adopt-uuid");
         if now != name {
-            let words = ["lvrename", "--yes", "--quiet", vg.as_str(), now.as_str(), name.as_str()];
-            self.mutate(&mut lock, &words.map(str::to_owned))?;
+            self.rename(&mut lock, vg, &now, &name)?;
         }
         fault::point("adopt-renamed");
         drop(lock_volume);
-        Ok(volume.size)
+        Ok(Adopted { size: volume.size, layout: layout_of(volume) })
     }
 
     /// In one change from the old owner's tags to the new one's.
     fn retag(&self, lock: &mut Lock, request: &Adopt, volume: &AnyVolume, now: &LvName) -> Result<(), CommandError> {
-        let wanted = [Owner::Data(request.owner.clone()).to_tags(), request.intent.to_tags()].concat();
+        let mut wanted = [Owner::Data(request.owner.clone()).to_tags(), request.intent.to_tags()].concat();
+        // How it lies on the disks is the volume's, whoever has it.
+        wanted.extend(identity::layout_tag(layout_of(volume)));
         let mut args: Vec<String> = ["lvchange", "--yes", "--quiet"].map(str::to_owned).to_vec();
         let mut change = |option: &str, tag: &String| args.extend([option.to_owned(), tag.clone()]);
         let old = volume.tags.iter().filter(|tag| tag.starts_with(identity::PREFIX) && !wanted.contains(tag));
@@ -157,6 +168,10 @@ impl Lvm {
         args.push(format!("{}/{now}", request.vg));
         self.mutate(lock, &args)
     }
+}
+
+fn layout_of(volume: &AnyVolume) -> Layout {
+    identity::layout_of(volume.tags.iter().map(String::as_str))
 }
 
 fn unfit(request: &Adopt, why: String) -> AdoptError {

@@ -27,6 +27,7 @@ fn kept(node: &Node) -> Result<()> {
     for (number, fs) in [(0x900, "xfs"), (0x910, "ext4"), (0x920, "btrfs")] {
         let (old, new) = (uid(number), uid(number + 1));
         create(node, "default", &old, "320m")?;
+        node.sh(&format!("lvchange -qq --addtag lvprov.io/layout=raid1:1 vg0/pvc-{old}"))?;
         let first = Call::data("default", "web-0", &format!("adopt-{number}"), &old).fs(fs);
         first.mount(node)?.success()?;
         node.sh(&format!("echo kept > {}/file && sync", first.directory()))?;
@@ -43,6 +44,7 @@ fn kept(node: &Node) -> Result<()> {
         }
         let now = tags(node, &format!("pvc-{new}"))?;
         ensure!(now.contains("lvprov.io/claim=other/data") && now.contains(&new) && !now.contains(&old), "{now}");
+        ensure!(now.contains("lvprov.io/layout=raid1:1"), "how it lies on the disks is forgotten: {now}");
         // The new owner's, and nobody else's.
         let second = Call::data("other", "web-0", &format!("adopt-new-{number}"), &new).fs(fs);
         second.mount(node)?.success()?;

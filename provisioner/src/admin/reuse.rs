@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::{DeleteParams, ListParams, PostParams, Preconditions};
 use kube::{Api, Client, ResourceExt};
+use lvm::layout::Layout;
 use lvm::size::human;
 use lvprov_proto::lvprov::inventory_item::Item;
 use lvprov_proto::lvprov::{AdoptRequest, DataVolume};
@@ -236,6 +237,7 @@ pub(super) struct Given {
     vg: String,
     lv: String,
     bytes: u64,
+    layout: Layout,
 }
 
 impl Wanted {
@@ -334,7 +336,12 @@ impl Wanted {
             },
         );
         match answer.await {
-            Ok(answer) => Ok(Given { vg: vg.clone(), lv: answer.logical_volume, bytes: answer.size_bytes }),
+            Ok(answer) => Ok(Given {
+                vg: vg.clone(),
+                lv: answer.logical_volume,
+                bytes: answer.size_bytes,
+                layout: answer.layout.parse().unwrap_or_default(),
+            }),
             Err(why) => Err(AdminError::Refused(format!("node {}: {why}", node.name))),
         }
     }
@@ -369,7 +376,9 @@ impl Wanted {
             bytes: given.bytes,
             context: BTreeMap::from(owner),
         };
-        let mut volume = build(&self.claim, &self.class, &self.request, &made);
+        // The PV says how the volume lies, whatever the class has for new ones.
+        let request = Request { layout: given.layout, ..self.request.clone() };
+        let mut volume = build(&self.claim, &self.class, &request, &made);
         // Without it the claim is one that was: whoever comes under its name has the volume.
         if self.claim.resource_version().is_none()
             && let Some(reference) = volume.spec.as_mut().and_then(|spec| spec.claim_ref.as_mut())

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
 use lvm::Lvm;
+use lvm::adopt::Adopted;
 use lvm::names::{LvName, VgName};
 use lvprov_proto::lvprov::inventory_item::Item;
 use lvprov_proto::lvprov::node_admin_server::NodeAdmin;
@@ -109,7 +110,8 @@ impl AdminService {
             let _held = (operation, made, turn);
             let adopted = lvm.adopt(&wanted);
             wiper.trash_changed();
-            Ok(AdoptResponse { logical_volume: name.to_string(), size_bytes: adopted? })
+            let Adopted { size, layout } = adopted?;
+            Ok(AdoptResponse { logical_volume: name.to_string(), size_bytes: size, layout: layout.to_string() })
         })
         .await
         .map_err(|error| AdoptCallError::Interrupted(error.to_string()))?
