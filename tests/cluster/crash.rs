@@ -47,7 +47,7 @@ fn twenty(cluster: &Cluster) -> Result<()> {
                 // The controller runs on one of the two; the kill that finds none is no loss.
                 let nodes = if victim == "controller" { vec!["n1", "n2"] } else { vec![at] };
                 for node in nodes {
-                    cluster.node(node)?.exec(["pkill", "-KILL", "-f", &format!("^/lvprov.* {victim}( |$)")])?;
+                    cluster.node(node)?.exec(["pkill", "-KILL", "-f", &format!("^/lvprov[ -]{victim}( |$)")])?;
                 }
             }
             Ok(())

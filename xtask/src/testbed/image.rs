@@ -35,13 +35,13 @@ pub struct Image {
 }
 
 impl Image {
-    /// The image that lvprov is installed from: its two binaries, from `tools`.
+    /// The image that lvprov is installed from: its binaries, from `tools`.
     pub fn lvprov(tools: &Path) -> Self {
         let program = |name: &str| Entry::Program(format!("/{name}"), tools.join(name));
         Self {
             name: "lvprov.io/lvprov:latest".into(),
             entrypoint: vec!["/lvprov".into()],
-            entries: vec![program("lvprov"), program("lvprov-flexvolume")],
+            entries: vec![program("lvprov"), program("lvprov-node"), program("lvprov-flexvolume")],
         }
     }
 

@@ -305,7 +305,7 @@ impl<'a> Bench<'a> {
     /// When one of them does not run here.
     pub fn resident(&self) -> Result<Value> {
         let of = |what: &str| -> Result<f64> {
-            let script = format!("awk '/VmRSS/ {{print $2}}' /proc/$(pgrep -o -f '^/lvprov {what}')/status");
+            let script = format!("awk '/VmRSS/ {{print $2}}' /proc/$(pgrep -o -f '^/lvprov[ -]{what}')/status");
             Ok(self.node.sh(&script)?.trim().parse::<f64>()? / 1024.0)
         };
         Ok(json!({"node service": of("node")?, "controller": of("controller")?}))
