@@ -217,7 +217,7 @@ fn check(request: &Adopt, volume: &AnyVolume) -> Result<(), AdoptError> {
     }
     // lvs(8): the first letter is the type; only volumes that are nothing else to LVM.
     let attr = volume.attr.as_bytes();
-    if !matches!(attr.first(), Some(b'-' | b'm' | b'M' | b'r' | b'R' | b'V' | b'l')) {
+    if !matches!(attr.first(), Some(b'-' | b'm' | b'M' | b'r' | b'R' | b'V' | b'l' | b'o' | b'O')) {
         return refuse("it is a snapshot, a pool or a part of another volume");
     }
     if attr.get(5) != Some(&b'-') {

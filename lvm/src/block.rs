@@ -11,6 +11,8 @@ use crate::lock::{Lock, LockError};
 use crate::mounts;
 use crate::names::{ClaimUid, LvName, Namespace, VgName};
 use crate::report::{LogicalVolume, ReportError};
+use crate::restore::FillError;
+use crate::snapshot::DeleteSnapshotError;
 use crate::volume::{Begun, CreateData, CreateError, Created, Lvm, device};
 use crate::wipe::{How, Progress, Wiped, wipe};
 use nix::mount::MsFlags;
@@ -142,6 +144,12 @@ pub enum WipeError {
         /// What the system said.
         source: io::Error,
     },
+    /// It could not be made a copy.
+    #[error(transparent)]
+    Fill(#[from] FillError),
+    /// It is a copy, and what it was copied from cannot be removed.
+    #[error(transparent)]
+    Clone(#[from] DeleteSnapshotError),
     /// The lock was not free in time.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -200,7 +208,7 @@ pub fn is_published(vg: &VgName, lv: &LvName) -> bool {
 
 impl Lvm {
     /// As [`Lvm::create_data`], for a raw volume. It is not ready before
-    /// [`Lvm::zero_new`] has come to its end.
+    /// [`Lvm::finish_new`] has come to its end.
     pub(crate) fn create_block(&self, request: &CreateData) -> Result<Created, CreateError> {
         let tags = [request.tags(), vec![WIPING.to_owned()]].concat();
         let Begun { size, found, .. } = self.begin(request, &tags)?;
@@ -211,9 +219,10 @@ impl Lvm {
         Ok(Created { size: found.size, existed: true, wiping: found.marks.wiping })
     }
 
-    /// Overwrites a volume that bears the mark [`WIPING`] with zeros, with no
-    /// lock held, and takes the mark off. `go_on` as in [`wipe`].
-    pub fn zero_new(
+    /// Brings a volume that bears the mark [`WIPING`] to where it can be given
+    /// out, and takes the mark off: overwrites it with zeros, or with what it is
+    /// to be a copy of. No lock is held meanwhile. `go_on` as in [`wipe`].
+    pub fn finish_new(
         &self,
         vg: &VgName,
         lv: &LvName,
@@ -221,19 +230,32 @@ impl Lvm {
     ) -> Result<Wiped, WipeError> {
         let not_marked = || WipeError::NotMarked { vg: vg.clone(), lv: lv.clone() };
         let found = self.find(vg, lv)?.ok_or_else(not_marked)?;
-        if found.marks.trashed.is_some() || !(found.marks.intent.block || found.marks.spare) {
+        let marks = &found.marks;
+        if marks.trashed.is_some() || !(marks.intent.block || marks.spare || marks.origin.is_some()) {
             return Err(not_marked());
         }
-        if !found.marks.wiping {
+        if !marks.wiping {
             return Ok(Wiped::Whole);
         }
-        let (wiped, progress) = self.wipe_volume(&found, How::Zero, "new", go_on)?;
+        let (wiped, progress) = match &marks.origin {
+            Some(origin) => self.fill(&found, origin, go_on)?,
+            None => {
+                let (wiped, progress) = self.wipe_volume(&found, How::Zero, "new", go_on)?;
+                (wiped, Some(progress))
+            }
+        };
         if wiped == Wiped::Whole {
             let mut lock = self.lock_group(vg)?;
             fault::point("zeroed-before");
             self.tag(&mut lock, vg, lv, "--deltag", WIPING)?;
-            progress.forget();
+            if let Some(progress) = progress {
+                progress.forget();
+            }
             fault::point("zeroed-after");
+            drop(lock);
+            if let (Some(origin), Owner::Data(owner)) = (&marks.origin, &found.owner) {
+                self.forget_clone(origin, owner)?;
+            }
         }
         Ok(wiped)
     }

@@ -26,7 +26,7 @@ pub fn spare_of(name: &LvName) -> LvName {
 impl Lvm {
     /// Extends a raw volume to at least `size` bytes, under its group's lock.
     /// [`ExtendError::Zeroing`] until its room has been overwritten: see
-    /// [`Lvm::zero_new`].
+    /// [`Lvm::finish_new`].
     pub(crate) fn extend_block(&self, lock: &mut Lock, found: &LogicalVolume, size: u64) -> Result<u64, ExtendError> {
         let (vg, name, spare) = (&found.vg, &found.name, spare_of(&found.name));
         let missing = || ExtendError::Missing { vg: vg.clone(), name: name.clone() };

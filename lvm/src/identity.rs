@@ -8,7 +8,7 @@
 //! named in a pod's options, has another UUID.
 
 use crate::layout::Layout;
-use crate::names::{ClaimName, ClaimUid, ClusterId, LogVolumeName, Namespace};
+use crate::names::{ClaimName, ClaimUid, ClusterId, LogVolumeName, Namespace, SnapshotUid};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
@@ -18,6 +18,8 @@ const KIND: &str = "lvprov.io/kind=";
 const CLUSTER: &str = "lvprov.io/cluster=";
 const CLAIM_UID: &str = "lvprov.io/claim-uid=";
 const CLAIM: &str = "lvprov.io/claim=";
+const SNAPSHOT_UID: &str = "lvprov.io/snapshot-uid=";
+const SNAPSHOT: &str = "lvprov.io/snapshot=";
 const LOG: &str = "lvprov.io/log=";
 const LAYOUT: &str = "lvprov.io/layout=";
 
@@ -49,6 +51,56 @@ pub struct DataOwner {
     pub namespace: Namespace,
     /// Name of the claim.
     pub claim: ClaimName,
+}
+
+/// Whose a snapshot is: of which volume it is one, and what asked for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotOwner {
+    /// The claim whose volume it is a snapshot of.
+    pub source: DataOwner,
+    /// UID of the VolumeSnapshot; of what a clone is copied from, that of the
+    /// new volume's claim.
+    pub uid: SnapshotUid,
+    /// Namespace of the VolumeSnapshot, or of that claim.
+    pub namespace: Namespace,
+    /// Name of the VolumeSnapshot, or of that claim.
+    pub name: ClaimName,
+}
+
+impl SnapshotOwner {
+    /// The tags that `lvcreate --addtag` is given.
+    pub fn to_tags(&self) -> Vec<String> {
+        vec![
+            format!("{KIND}snapshot"),
+            format!("{CLUSTER}{}", self.source.cluster),
+            format!("{CLAIM_UID}{}", self.source.claim_uid),
+            format!("{CLAIM}{}/{}", self.source.namespace, self.source.claim),
+            format!("{SNAPSHOT_UID}{}", self.uid),
+            format!("{SNAPSHOT}{}/{}", self.namespace, self.name),
+        ]
+    }
+
+    /// Reads it from an LV's tags. None: no snapshot of ours, or not whole, and
+    /// then not touched.
+    pub fn from_tags<'a>(tags: impl IntoIterator<Item = &'a str> + Clone) -> Option<Self> {
+        let value = |prefix: &str| tags.clone().into_iter().find_map(|tag| tag.strip_prefix(prefix));
+        if value(KIND)? != "snapshot" {
+            return None;
+        }
+        let (of_namespace, claim) = value(CLAIM)?.split_once('/')?;
+        let (namespace, name) = value(SNAPSHOT)?.split_once('/')?;
+        Some(Self {
+            source: DataOwner {
+                cluster: ClusterId::parse(value(CLUSTER)?).ok()?,
+                claim_uid: ClaimUid::parse(value(CLAIM_UID)?).ok()?,
+                namespace: Namespace::parse(of_namespace).ok()?,
+                claim: ClaimName::parse(claim).ok()?,
+            },
+            uid: SnapshotUid::parse(value(SNAPSHOT_UID)?).ok()?,
+            namespace: Namespace::parse(namespace).ok()?,
+            name: ClaimName::parse(name).ok()?,
+        })
+    }
 }
 
 impl Owner {
@@ -188,6 +240,27 @@ mod tests {
             assert_eq!(Owner::from_tags(left), None);
         }
         assert_eq!(Owner::from_tags([]), None);
+    }
+
+    #[test]
+    fn a_snapshot_is_no_volume_and_known_only_by_all_of_its_tags() {
+        let Owner::Data(source) = data() else { unreachable!() };
+        let owner = SnapshotOwner {
+            source,
+            uid: SnapshotUid::parse("1f0e7f0a-1111-4222-8333-444455556666").unwrap(),
+            namespace: Namespace::parse("shop").unwrap(),
+            name: ClaimName::parse("before-upgrade").unwrap(),
+        };
+        let tags = owner.to_tags();
+        let read = |tags: &[String]| SnapshotOwner::from_tags(tags.iter().map(String::as_str));
+        assert_eq!(read(&tags), Some(owner));
+        assert_eq!(Owner::from_tags(tags.iter().map(String::as_str)), None);
+        assert_eq!(read(&data().to_tags()), None);
+        for missing in 0..tags.len() {
+            let mut left = tags.clone();
+            left.remove(missing);
+            assert_eq!(read(&left), None);
+        }
     }
 
     #[test]

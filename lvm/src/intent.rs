@@ -2,19 +2,21 @@
 //! that it gets when it is made, beside those of its owner.
 
 use crate::duration::parse_duration;
+use crate::names::{LvName, VgName};
 use std::fmt;
 use std::time::Duration;
 
-const BLOCK: &str = "lvprov.io/mode=block";
+pub(crate) const BLOCK: &str = "lvprov.io/mode=block";
 const DELETE: &str = "lvprov.io/delete=";
 const TRASH_TIME: &str = "lvprov.io/trash-time=";
 const CLASS: &str = "lvprov.io/class=";
 const TRASHED: &str = "lvprov.io/trashed=";
+const FROM: &str = "lvprov.io/from=";
 const SPARE: &str = "lvprov.io/spare";
 
 /// The tag of a volume that is being overwritten: it is nobody's to use. A new
-/// raw volume has it until it holds nothing but zeros, a discarded one from
-/// then on.
+/// raw volume has it until it holds nothing but zeros, one that is made from
+/// another until it is its owner's in all, a discarded one from then on.
 pub const WIPING: &str = "lvprov.io/wiping";
 
 /// What is done with the bytes of a volume before its extents are free again.
@@ -94,6 +96,36 @@ impl Intent {
     }
 }
 
+/// What a volume was made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// It has been copied; else it shares what neither has overwritten.
+    pub copied: bool,
+    /// The group of the snapshot, or of the thin volume.
+    pub vg: VgName,
+    /// The snapshot, or the thin volume.
+    pub name: LvName,
+}
+
+impl Origin {
+    /// The tag that `lvcreate --addtag` is given.
+    pub fn to_tag(&self) -> String {
+        let how = if self.copied { "copy" } else { "thin" };
+        format!("{FROM}{how}:{}/{}", self.vg, self.name)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let (how, place) = text.split_once(':')?;
+        let copied = match how {
+            "copy" => true,
+            "thin" => false,
+            _ => return None,
+        };
+        let (vg, name) = place.split_once('/')?;
+        Some(Self { copied, vg: VgName::parse(vg).ok()?, name: LvName::parse(name).ok()? })
+    }
+}
+
 /// What a volume's tags say beside its owner.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Marks {
@@ -105,6 +137,8 @@ pub struct Marks {
     pub trashed: Option<i64>,
     /// It is room for the growth of another volume, see `lvm::grow`.
     pub spare: bool,
+    /// What it was made from, if anything.
+    pub origin: Option<Origin>,
 }
 
 impl Marks {
@@ -123,6 +157,9 @@ impl Marks {
             }
             if let Some(time) = tag.strip_prefix(TRASH_TIME) {
                 marks.intent.trash_time = parse_duration(time).unwrap_or(Duration::MAX);
+            }
+            if let Some(from) = tag.strip_prefix(FROM) {
+                marks.origin = Origin::parse(from);
             }
             if let Some(class) = tag.strip_prefix(CLASS) {
                 marks.intent.class = Some(class.to_owned());
@@ -176,6 +213,16 @@ mod tests {
         fn any_tag_is_read(tags in proptest::collection::vec("(lvprov.io/[a-z-]{1,12}=?)?[ -~]{0,20}", 0..6)) {
             let _ = Marks::from_tags(tags.iter().map(String::as_str));
         }
+    }
+
+    #[test]
+    fn what_a_volume_was_made_from_goes_both_ways() {
+        for copied in [true, false] {
+            let (vg, name) = (VgName::parse("vg0").unwrap(), LvName::parse("snap-1").unwrap());
+            let origin = Origin { copied, vg, name };
+            assert_eq!(Marks::from_tags([origin.to_tag().as_str()]).origin, Some(origin));
+        }
+        assert_eq!(Marks::from_tags(["lvprov.io/from=moved:vg0/a"]).origin, None);
     }
 
     #[test]

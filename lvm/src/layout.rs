@@ -380,7 +380,7 @@ impl Layout {
 }
 
 /// Whether the kernel has a module, or can load it.
-fn has_module(name: &str) -> bool {
+pub(crate) fn has_module(name: &str) -> bool {
     let loaded = Path::new("/sys/module").join(name.replace('-', "_"));
     if loaded.exists() {
         return true;

@@ -86,6 +86,10 @@ name!(
     ClaimUid, "claim UID", "a UUID in lower case, such as 0f0e7f0a-…", is_uuid
 );
 name!(
+    /// UID of a VolumeSnapshot: an RFC 4122 UUID in lower case.
+    SnapshotUid, "snapshot UID", "a UUID in lower case, such as 0f0e7f0a-…", is_uuid
+);
+name!(
     /// UID of the cluster: that of its namespace kube-system.
     ClusterId, "cluster id", "a UUID in lower case, such as 0f0e7f0a-…", is_uuid
 );
@@ -166,6 +170,18 @@ impl LvName {
     /// PersistentVolume.
     pub fn for_claim(uid: &ClaimUid) -> Self {
         Self(format!("pvc-{uid}"))
+    }
+
+    /// A snapshot: `snap-<uid>` (LVM keeps names that begin with `snapshot` for
+    /// itself).
+    pub fn for_snapshot(uid: &SnapshotUid) -> Self {
+        Self(format!("snap-{uid}"))
+    }
+
+    /// The snapshot that the volume of a claim is copied from, as long as that
+    /// takes, where it is to be the copy of another volume: `clone-<uid>`.
+    pub fn for_clone(uid: &ClaimUid) -> Self {
+        Self(format!("clone-{uid}"))
     }
 
     /// The logical volume of a log volume. Namespace and volume together may be

@@ -4,7 +4,7 @@
 //! (lvmreport(7)). LVM prints advice in the midst of the JSON on standard
 //! output: such lines are dropped and counted.
 
-use crate::identity::{self, NEW, Owner};
+use crate::identity::{self, NEW, Owner, SnapshotOwner};
 use crate::intent::Marks;
 use crate::layout::Layout;
 use crate::names::{LvName, VgName};
@@ -105,6 +105,9 @@ pub struct LogicalVolume {
     /// Whether the lvcreate that made it broke off: parts of it are still to be
     /// seen, which LVM hides before it is done.
     pub half_made: bool,
+    /// Whether there are snapshots that it keeps old bytes for; those of thin
+    /// volumes do not count.
+    pub has_snapshots: bool,
     /// What else its tags say.
     pub marks: Marks,
 }
@@ -142,6 +145,8 @@ pub(crate) const VG_FIELDS: &str = "vg_name,vg_size,vg_extent_size,vg_attr,vg_md
 pub(crate) const PV_FIELDS: &str =
     "vg_name,vg_extent_size,vg_attr,pv_name,pv_free,pv_missing,pv_allocatable,lv_name,seg_start";
 pub(crate) const POOL_FIELDS: &str = "vg_name,lv_name,lv_size,lv_attr,pool_lv,data_percent,metadata_percent";
+pub(crate) const SNAPSHOT_FIELDS: &str =
+    "vg_name,lv_name,lv_size,lv_attr,lv_time,lv_tags,origin,origin_size,pool_lv,data_percent";
 pub(crate) const LV_FIELDS: &str = "vg_name,lv_name,lv_size,lv_attr,lv_time,lv_tags";
 
 #[derive(Deserialize)]
@@ -303,6 +308,102 @@ pub(crate) fn is_part(end: &str) -> bool {
     number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
 }
 
+/// A snapshot of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Volume group.
+    pub vg: VgName,
+    /// Its name.
+    pub name: LvName,
+    /// Whose it is.
+    pub owner: SnapshotOwner,
+    /// The logical volume that it is of. None: that has gone, and the snapshot
+    /// is thin.
+    pub of: Option<LvName>,
+    /// Bytes of what it shows.
+    pub size: u64,
+    /// Bytes that it has for what is overwritten; 0: it is thin.
+    pub room: u64,
+    /// Percent of that which is used, or, of a thin one, of what it shows that
+    /// was ever written. Not known while it is not active.
+    pub used_percent: Option<u64>,
+    /// When it was made, in seconds since 1970.
+    pub created: i64,
+    /// The pool of a thin one.
+    pub pool: Option<LvName>,
+    /// Whether its device is there.
+    pub active: bool,
+    /// Whether it is held open.
+    pub open: bool,
+    /// Whether what it showed is no longer known, since its room was used up.
+    pub lost: bool,
+    /// Of a raw device.
+    pub block: bool,
+}
+
+#[derive(Deserialize)]
+struct SnapshotRow {
+    vg_name: String,
+    lv_name: String,
+    lv_size: String,
+    lv_attr: String,
+    lv_time: String,
+    lv_tags: String,
+    origin: String,
+    origin_size: String,
+    pool_lv: String,
+    data_percent: String,
+}
+
+/// Decodes the output of `lvs` on snapshots. Those that are not ours are left out.
+pub fn snapshots(stdout: &[u8]) -> Result<Vec<Snapshot>, ReportError> {
+    let report = "lvs";
+    let (rows, _) = rows::<SnapshotRow>(report, stdout)?;
+    let mut snapshots = Vec::new();
+    for row in rows {
+        let tags = || row.lv_tags.split(',').filter(|tag| !tag.is_empty());
+        let all: Vec<&str> = tags().collect();
+        let Some(owner) = SnapshotOwner::from_tags(all.iter().copied()) else { continue };
+        let unreadable = |error: crate::names::NameError| ReportError::Unreadable { report, reason: error.to_string() };
+        let name = |text: &str| match text {
+            "" => Ok(None),
+            text => LvName::parse(text).map(Some).map_err(unreadable),
+        };
+        let attr = row.lv_attr.as_bytes();
+        let pool = name(&row.pool_lv)?;
+        let has = number(report, "lv_size", &row.lv_size)?;
+        let (size, room) = match pool {
+            Some(_) => (has, 0),
+            None => (number(report, "origin_size", &row.origin_size)?, has),
+        };
+        snapshots.push(Snapshot {
+            vg: VgName::parse(&row.vg_name).map_err(unreadable)?,
+            name: LvName::parse(&row.lv_name).map_err(unreadable)?,
+            owner,
+            of: name(&row.origin)?,
+            size,
+            room,
+            used_percent: row.data_percent.split('.').next().and_then(|whole| whole.parse().ok()),
+            created: i64::try_from(number(report, "lv_time", &row.lv_time)?).unwrap_or(i64::MAX),
+            pool,
+            // lvs(8): a lost one is (I)nvalid, or (S) where it is suspended too.
+            active: matches!(attr.get(4), Some(b'a' | b'I')),
+            open: attr.get(5) != Some(&b'-'),
+            lost: matches!(attr.get(4), Some(b'I' | b'S')),
+            block: Marks::from_tags(all.iter().copied()).intent.block,
+        });
+    }
+    Ok(snapshots)
+}
+
+/// The snapshots, whoever's they are, that a volume which is not thin keeps old
+/// bytes for, from the same output.
+pub(crate) fn snapshots_on(stdout: &[u8], of: &LvName) -> Result<Vec<String>, ReportError> {
+    let (rows, _) = rows::<SnapshotRow>("lvs", stdout)?;
+    let is_on = |row: &SnapshotRow| row.origin == of.as_str() && row.pool_lv.is_empty();
+    Ok(rows.into_iter().filter(is_on).map(|row| row.lv_name).collect())
+}
+
 /// Decodes the output of `lvs`. Volumes that are not ours are left out, and so
 /// are the parts of volumes.
 pub fn volumes(stdout: &[u8]) -> Result<Vec<LogicalVolume>, ReportError> {
@@ -334,6 +435,7 @@ pub fn volumes(stdout: &[u8]) -> Result<Vec<LogicalVolume>, ReportError> {
             owner,
             new: tags().any(|tag| tag == NEW),
             layout: identity::layout_of(tags()),
+            has_snapshots: matches!(attr.first(), Some(b'o' | b'O')),
             half_made: half_made.contains(&(row.vg_name.clone(), row.lv_name.clone())),
             marks: Marks::from_tags(tags()),
         });

@@ -6,7 +6,7 @@
 use crate::command::{CGROUP, CommandError, Kind, Runner};
 use crate::config::NodeConfig;
 use crate::fault;
-use crate::filesystem;
+use crate::filesystem::{self, FsType};
 use crate::identity::{self, DataOwner, Owner};
 use crate::intent::Intent;
 use crate::layout::{Layout, Shortage};
@@ -14,8 +14,10 @@ use crate::lock::{Lock, LockError};
 use crate::names::{LvName, VgName, dm_name};
 use crate::placement::{self, Growth};
 use crate::report::{self, LogicalVolume, ReportError, VOLUME_METADATA, VolumeGroup, volumes_that_fit};
+use crate::restore::{Content, SourceError};
 use crate::shell::Shells;
 use crate::size::{human, round_up};
+use crate::snapshot::DeleteSnapshotError;
 use crate::thin::PoolError;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -56,6 +58,10 @@ pub struct CreateData {
     pub owner: DataOwner,
     /// What it is meant for.
     pub intent: Intent,
+    /// The file system that it is to have; none: it is a raw device.
+    pub fs: Option<FsType>,
+    /// What is to be in it. None: nothing yet.
+    pub content: Option<Content>,
 }
 
 impl CreateData {
@@ -90,7 +96,7 @@ pub struct Created {
     /// Whether an earlier call had made it.
     pub existed: bool,
     /// Whether it still has to be overwritten before anybody is given it; see
-    /// [`Lvm::zero_new`].
+    /// [`Lvm::finish_new`].
     pub wiping: bool,
 }
 
@@ -193,12 +199,21 @@ pub enum CreateError {
     /// The lock was not free in time.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// What it is to be made from cannot be had.
+    #[error(transparent)]
+    Source(Box<SourceError>),
     /// LVM could not be asked.
     #[error(transparent)]
     Report(#[from] ReportError),
     /// LVM refused for another reason.
     #[error(transparent)]
     Command(#[from] CommandError),
+}
+
+impl From<SourceError> for CreateError {
+    fn from(error: SourceError) -> Self {
+        Self::Source(Box::new(error))
+    }
 }
 
 /// In words: a group that has lost a disk.
@@ -236,6 +251,18 @@ pub enum DeleteError {
         /// The volume.
         name: LvName,
     },
+    /// Snapshots of it are nothing without it.
+    #[error(
+        "logical volume {vg}/{name} has snapshots ({snapshots}), which would go with it; it is removed when they have been"
+    )]
+    HasSnapshots {
+        /// The group.
+        vg: VgName,
+        /// The volume.
+        name: LvName,
+        /// Their names.
+        snapshots: String,
+    },
     /// It does not carry our tags.
     #[error("logical volume {vg}/{name} does not carry the tags of lvprov; it is left alone")]
     NotOurs {
@@ -244,6 +271,9 @@ pub enum DeleteError {
         /// The volume.
         name: LvName,
     },
+    /// What it was being copied from.
+    #[error(transparent)]
+    Clone(#[from] Box<DeleteSnapshotError>),
     /// The lock was not free in time.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -335,6 +365,18 @@ pub enum ExtendError {
         name: LvName,
         /// What LVM calls it.
         layout: String,
+    },
+    /// LVM does not grow what has snapshots.
+    #[error(
+        "logical volume {vg}/{name} has snapshots ({snapshots}), and cannot grow as long as they are kept; remove them first"
+    )]
+    HasSnapshots {
+        /// The group.
+        vg: VgName,
+        /// The volume.
+        name: LvName,
+        /// Their names.
+        snapshots: String,
     },
     /// A volume of another owner has the name that is needed.
     #[error(
@@ -491,6 +533,9 @@ impl Lvm {
     /// same request gives the same volume. One mutating command, and no report
     /// where `extent_size` is known and nothing goes wrong.
     pub fn create_data(&self, request: &CreateData) -> Result<Created, CreateError> {
+        if let Some(content) = &request.content {
+            return self.create_from(request, content);
+        }
         if request.intent.block {
             return self.create_block(request);
         }
@@ -576,6 +621,9 @@ impl Lvm {
         }
         if found.owner != Owner::Data(request.owner.clone()) {
             return Err(request.conflict("it belongs to another claim"));
+        }
+        if found.marks.origin.is_some() != request.content.is_some() {
+            return Err(request.conflict("one of the two is a copy of another volume, and the other is not"));
         }
         if found.layout != request.layout {
             return Err(request.conflict(&format!("its layout is {} and not {}", found.layout, request.layout)));
@@ -721,11 +769,12 @@ impl Lvm {
         let mut lock = self.lock_group(vg)?;
         let Some(found) = self.find_in(vg, name, Some(&lock))? else {
             // Either it is gone, or it is somebody's without our tags.
-            return if device(vg, name).exists() {
-                Err(DeleteError::NotOurs { vg: vg.clone(), name: name.clone() })
-            } else {
-                Ok(Deleted::Absent)
-            };
+            if device(vg, name).exists() {
+                return Err(DeleteError::NotOurs { vg: vg.clone(), name: name.clone() });
+            }
+            drop(lock);
+            self.forget_begun_clone(vg, name).map_err(Box::new)?;
+            return Ok(Deleted::Absent);
         };
         if !is_meant(&found) {
             return Ok(Deleted::Absent);
@@ -739,6 +788,9 @@ impl Lvm {
             return Err(DeleteError::InUse { vg: vg.clone(), name: name.clone() });
         }
         let marks = &found.marks;
+        if found.has_snapshots {
+            self.refuse_snapshots(&lock, &found)?;
+        }
         if marks.intent.block
             && let Some(spare) = self.find(vg, &crate::grow::spare_of(name))?
             && spare.marks.spare
@@ -752,13 +804,20 @@ impl Lvm {
             return Ok(Deleted::Trashed);
         }
         self.lvremove(&mut lock, vg, name)?;
+        drop(lock);
+        if let (Some(origin), Owner::Data(owner), true) = (&marks.origin, &found.owner, marks.wiping) {
+            self.forget_clone(origin, owner).map_err(Box::new)?;
+        }
         Ok(Deleted::Removed)
     }
 
-    /// Whether nobody has been given this data volume yet: it bears the mark of
-    /// a new one, which the first mkfs takes away.
+    /// Whether nobody has been given this data volume yet: it is still being
+    /// made, or bears the mark of a new one, which the first mkfs takes away.
     pub fn is_unused(&self, found: &LogicalVolume) -> bool {
         let Owner::Data(owner) = &found.owner else { return false };
+        if found.marks.wiping && found.marks.trashed.is_none() {
+            return true;
+        }
         let uuid = identity::data_uuid(&owner.namespace, &owner.claim_uid);
         filesystem::is_new(&self.runner, &device(&found.vg, &found.name), uuid).unwrap_or(false)
     }
@@ -798,11 +857,27 @@ impl Lvm {
         if found.size >= size {
             return Ok(found.size);
         }
+        if found.has_snapshots {
+            return Err(self.kept_by_snapshots(&lock, vg, name)?);
+        }
         if found.marks.intent.block {
             return self.extend_block(&mut lock, &found, size);
         }
         self.lvextend(&mut lock, vg, name, found.layout, found.size, size)?;
         Ok(self.find_in(vg, name, Some(&lock))?.map_or(size, |grown| grown.size))
+    }
+
+    /// Extends a thin volume under its group's lock, and gives what it has then.
+    pub(crate) fn extend_thin(
+        &self,
+        lock: &mut Lock,
+        vg: &VgName,
+        name: &LvName,
+        now: u64,
+        size: u64,
+    ) -> Result<u64, ExtendError> {
+        self.lvextend(lock, vg, name, Layout::Thin, now, size)?;
+        Ok(self.find_in(vg, name, Some(lock))?.map_or(size, |grown| grown.size))
     }
 
     fn lvextend(
@@ -837,6 +912,9 @@ impl Lvm {
         if group.partial {
             return Err(ExtendError::Partial { vg: vg.clone() });
         }
+        if layout != Layout::Thin && !self.snapshots_on(lock, vg, name)?.is_empty() {
+            return Err(self.kept_by_snapshots(lock, vg, name)?);
+        }
         let asked = round_up(size, group.extent_size).unwrap_or(u64::MAX);
         let more = asked.saturating_sub(now);
         if layout.is_linear() && more > group.free {
@@ -846,6 +924,22 @@ impl Lvm {
             return Err(ExtendError::MetadataFull { vg: vg.clone(), name: name.clone(), free: group.metadata.free });
         }
         Err(failure.into())
+    }
+
+    fn kept_by_snapshots(&self, lock: &Lock, vg: &VgName, name: &LvName) -> Result<ExtendError, ReportError> {
+        let snapshots = self.snapshots_on(lock, vg, name)?.join(", ");
+        Ok(ExtendError::HasSnapshots { vg: vg.clone(), name: name.clone(), snapshots })
+    }
+
+    /// Succeeds where a volume that is to go has no snapshots that would go with
+    /// it.
+    fn refuse_snapshots(&self, lock: &Lock, found: &LogicalVolume) -> Result<(), DeleteError> {
+        let snapshots = self.snapshots_on(lock, &found.vg, &found.name)?;
+        if snapshots.is_empty() {
+            return Ok(());
+        }
+        let (vg, name) = (found.vg.clone(), found.name.clone());
+        Err(DeleteError::HasSnapshots { vg, name, snapshots: snapshots.join(", ") })
     }
 
     /// Takes the mark of a new volume off: from now on it is never formatted again.

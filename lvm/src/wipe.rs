@@ -16,7 +16,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// So much is overwritten between two looks at whether to go on.
-const PIECE: u64 = 64 << 20;
+pub(crate) const PIECE: u64 = 64 << 20;
 
 /// How a device is wiped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,11 +69,11 @@ impl Progress {
         Ok(Self(Path::new(DIRECTORY).join("wipes").join(format!("{}-{purpose}", dm_uuid(node)?))))
     }
 
-    fn read(&self) -> u64 {
+    pub(crate) fn read(&self) -> u64 {
         fs::read_to_string(&self.0).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
     }
 
-    fn write(&self, done: u64) {
+    pub(crate) fn write(&self, done: u64) {
         // What cannot be noted is wiped twice.
         let _ = self.0.parent().map(fs::create_dir_all);
         let next = self.0.with_extension("next");
@@ -107,7 +107,7 @@ pub fn wipe(
         device::refuse_suspended(&file)?;
         device::probe(runner, node)?;
         let length = PIECE.min(total - done);
-        match piece(&file, how, done, length) {
+        match overwrite(&file, how, done, length) {
             Err(error) if how == How::Discard && error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
                 return Ok(Wiped::Unable);
             }
@@ -121,8 +121,9 @@ pub fn wipe(
     Ok(Wiped::Whole)
 }
 
+/// One range, by one call of the kernel.
 #[allow(unsafe_code)]
-fn piece(file: &File, how: How, start: u64, length: u64) -> io::Result<()> {
+pub(crate) fn overwrite(file: &File, how: How, start: u64, length: u64) -> io::Result<()> {
     let range = [start, length];
     // SAFETY: both take a pointer to two u64 and write nothing to it.
     let done = unsafe {

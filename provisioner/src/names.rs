@@ -102,6 +102,15 @@ pub mod parameters {
     pub const DELETE_POLICY: &str = "deletePolicy";
     /// How long it is kept in the trash before that: `24h`.
     pub const TRASH_TIME: &str = "trashTime";
+    /// Of a VolumeSnapshotClass: room for what is overwritten in a volume that
+    /// is not thin while the snapshot is kept, `20%` or `5Gi`.
+    pub const SNAPSHOT_SIZE: &str = lvm::snapshot::SNAPSHOT_SIZE;
+    /// Name of the VolumeSnapshot.
+    pub const SNAPSHOT_NAME: &str = "csi.storage.k8s.io/volumesnapshot/name";
+    /// Namespace of the VolumeSnapshot.
+    pub const SNAPSHOT_NAMESPACE: &str = "csi.storage.k8s.io/volumesnapshot/namespace";
+    /// Name of the VolumeSnapshotContent.
+    pub const SNAPSHOT_CONTENT_NAME: &str = "csi.storage.k8s.io/volumesnapshotcontent/name";
     /// Name of the StorageClass.
     pub const CLASS: &str = "lvprov.io/storage-class";
 }

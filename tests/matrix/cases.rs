@@ -21,6 +21,8 @@ pub enum Operation {
     GrowBlock,
     /// Of a volume whose class has it wiped, by way of the trash.
     Trash,
+    /// Of a volume that is copied from another one.
+    Clone,
 }
 
 /// What happens at the point.
@@ -52,7 +54,7 @@ impl Case {
 }
 
 /// The points that each operation comes by, in order.
-const POINTS: [(Operation, Source, &[&str]); 13] = [
+const POINTS: [(Operation, Source, &[&str]); 14] = [
     (
         Operation::Create,
         Source::Flexvolume,
@@ -110,6 +112,26 @@ const POINTS: [(Operation, Source, &[&str]); 13] = [
         &["lvcreate-after", "wipe-piece", "zeroed-after", "hand-on-before", "hand-on-between", "hand-on-after"],
     ),
     (
+        Operation::Clone,
+        Source::Csi,
+        &[
+            "snapshot-before",
+            "snapshot-after",
+            "lvcreate-before",
+            "lvcreate-after",
+            "copy-before",
+            "copy-piece",
+            "copy-after",
+            "fill-uuid",
+            "filled",
+            "zeroed-before",
+            "zeroed-after",
+            "snapshot-remove-before",
+            "snapshot-remove-after",
+            "create-after",
+        ],
+    ),
+    (
         Operation::Trash,
         Source::Flexvolume,
         &[
@@ -136,7 +158,7 @@ const MIRRORED: [(Operation, Source, &[&str]); 3] = [
 ];
 
 /// Each operation, and each process that takes part in it, at least once.
-const ALWAYS: [&str; 15] = [
+const ALWAYS: [&str; 17] = [
     "create flexvolume lvcreate-after end",
     "create flexvolume create-after end",
     "create flexvolume mark-after cut",
@@ -152,6 +174,8 @@ const ALWAYS: [&str; 15] = [
     "block csi wipe-piece end",
     "growblock csi hand-on-between end",
     "trash flexvolume wipe-piece cut",
+    "clone csi copy-piece cut",
+    "clone csi zeroed-after end",
 ];
 
 /// The whole matrix.

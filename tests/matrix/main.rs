@@ -180,6 +180,13 @@ impl<'a> Run<'a> {
                 self.space.ready("p")?;
                 self.space.exec("p", "echo kept > /v0/file && sync").map(drop)
             }
+            Operation::Clone => {
+                // Written to the volume's own disk before the power can go.
+                self.space.claim("s", "csi", SMALL, "")?;
+                self.space.pod("q", Some(NODE), &[claim_volume("s")])?;
+                self.space.ready("q")?;
+                self.space.exec("q", "echo kept > /v0/file && sync").map(drop)
+            }
             Operation::GrowBlock => {
                 self.claim()?;
                 self.pod()?;
@@ -212,6 +219,10 @@ impl<'a> Run<'a> {
     fn begin(&self) -> Result<()> {
         match self.case.operation {
             Operation::Create | Operation::Abandon | Operation::Block => self.claim(),
+            Operation::Clone => {
+                let source = "dataSource: {kind: PersistentVolumeClaim, name: s}";
+                self.space.claim("c", "csi", SMALL, source)
+            }
             Operation::Delete | Operation::Trash => {
                 self.space.kubectl(&["delete", "pvc", "c", "--wait=false"]).map(drop)
             }
@@ -279,6 +290,16 @@ impl<'a> Run<'a> {
                 // What is not on the disk yet would go with the power in the next case.
                 self.space.exec("p", "echo written > /v0/new && sync && cat /v0/new").map(drop)
             }
+            Operation::Clone => {
+                self.pod()?;
+                self.space.ready("p")?;
+                self.kept()?;
+                self.space.exec("p", "echo other > /v0/file && sync")?;
+                self.space.ready("q")?;
+                let source = self.space.exec("q", "cat /v0/file")?;
+                ensure!(source == "kept", "its source has {source:?}");
+                self.nothing_of_the_copy()
+            }
             Operation::Unmount => {
                 self.space.kubectl(&["wait", "--for=delete", "pod/p", "--timeout=240s"])?;
                 self.nothing_mounted()?;
@@ -331,6 +352,14 @@ impl<'a> Run<'a> {
         Ok(ours.map(|pv| text(pv, "/metadata/name").to_owned()).collect())
     }
 
+    /// What it was copied from has gone with that.
+    fn nothing_of_the_copy(&self) -> Result<()> {
+        let node = self.cluster.node(NODE)?;
+        eventually("the snapshot of the clone is removed", || {
+            Ok(!node.run(["lvs", "--noheadings", "-o", "lv_name", "vg0"])?.contains("clone-"))
+        })
+    }
+
     fn nothing_mounted(&self) -> Result<()> {
         let mounts = self.cluster.node(NODE)?.read_file("/proc/mounts")?;
         for volume in self.volumes()? {
@@ -351,7 +380,7 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let removed = matches!(self.case.operation, Operation::Delete | Operation::Abandon | Operation::Trash);
-        let expected = usize::from(!removed);
+        let expected = if self.case.operation == Operation::Clone { 2 } else { usize::from(!removed) };
         let (volumes, logical) = (self.volumes()?, volumes_on(self.cluster, NODE, &format!("claim={namespace}/"))?);
         ensure!(volumes.len() == expected && volumes == logical, "PersistentVolumes {volumes:?}, LVs {logical:?}");
         for name in &logical {

@@ -19,6 +19,7 @@ mod sanity;
 mod service;
 mod shell;
 mod shippers;
+mod snapshots;
 mod storm;
 mod trash;
 mod trouble;
@@ -51,6 +52,7 @@ fn main() {
     tests.extend(service::TESTS);
     tests.extend(shell::TESTS);
     tests.extend(shippers::TESTS);
+    tests.extend(snapshots::TESTS);
     tests.extend(storm::TESTS);
     tests.extend(trash::TESTS);
     tests.extend(trouble::TESTS);

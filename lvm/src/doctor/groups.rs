@@ -38,6 +38,8 @@ pub const FIELDS: [&str; 21] = [
 const POOL_WARNING: f64 = 80.0;
 /// From this share on it is about to stop every volume in it.
 const POOL_ERROR: f64 = 95.0;
+/// From this share on a snapshot is told of: in percent.
+const SNAPSHOT_WARNING: f64 = 80.0;
 /// A log volume is formatted in seconds.
 const LONGEST_MKFS: i64 = 600;
 
@@ -173,6 +175,7 @@ pub fn look(group: &Group, settings: &Settings, now: i64, found: &mut Vec<Findin
     found.extend(partial(vg, group.missing, &gone));
     for volume in &group.volumes {
         look_at_state(vg, volume, found);
+        found.extend(filling(vg, volume));
         if volume.is_new() && volume.is_ours() && volume.made() + LONGEST_MKFS < now {
             found.push(Finding::warning(
                 "volume-half-made",
@@ -227,6 +230,23 @@ pub fn partial(vg: &VgName, missing: u64, gone: &[&str]) -> Option<Finding> {
     ))
 }
 
+/// Whether a snapshot that is not thin runs out of room for what is overwritten.
+fn filling(vg: &VgName, volume: &Volume) -> Option<Finding> {
+    // lvs(8): first and fifth letter.
+    if volume.letter(0) != b's' || volume.letter(4) != b'a' {
+        return None;
+    }
+    let percent = volume.data_percent.trim().parse::<f64>().ok().filter(|percent| *percent >= SNAPSHOT_WARNING)?;
+    Some(Finding::warning(
+        "snapshot-filling",
+        format!("logical volume {vg}/{}", volume.name),
+        format!(
+            "{percent}% of the snapshot's room for what is overwritten is used; when it is full, the snapshot is lost"
+        ),
+        format!("`lvextend --size +… {vg}/{}`, or restore from it and delete it", volume.name),
+    ))
+}
+
 fn look_at_state(vg: &VgName, volume: &Volume, found: &mut Vec<Finding>) {
     let object = || format!("logical volume {vg}/{}", volume.name);
     // lvs(8): fifth letter.
@@ -241,7 +261,7 @@ fn look_at_state(vg: &VgName, volume: &Volume, found: &mut Vec<Finding>) {
             "snapshot-invalid",
             object(),
             "the snapshot is invalid: it has run full, or its merge has failed",
-            "remove it",
+            "what it showed is lost: delete its VolumeSnapshot, or remove it (lvremove); make the next one with a larger snapshotSize",
         )),
         b'c' | b'C' => found.push(Finding::error(
             "volume-check-needed",

@@ -1,10 +1,12 @@
 //! File systems: what is on a device, making one, growing one.
 
+mod aside;
 mod mkfs;
 mod mount_options;
 mod uuid;
 
 pub use self::uuid::{UuidError, set_uuid};
+pub use aside::{GrowError, grow_unmounted};
 pub use mkfs::{MkfsOptionError, MkfsOptions, NewFs, make};
 pub use mount_options::{MountOptionError, MountOptions};
 
@@ -144,6 +146,14 @@ fn decode_btrfs(block: &[u8]) -> Option<Superblock> {
     Some(Superblock { fs: FsType::Btrfs, uuid: Uuid::from_slice(block.get(32..48)?).ok()?, complete })
 }
 
+/// Whether a Btrfs has a log that only the kernel can replay.
+fn btrfs_has_log(runner: &Runner, device: &Path) -> io::Result<bool> {
+    let mut head = vec![0; BTRFS_AT + 128];
+    device::read_head(runner, device, &mut head)?;
+    // btrfs_super_block: log_root at 96.
+    Ok(head[BTRFS_AT + 96..BTRFS_AT + 104] != [0; 8])
+}
+
 /// What is written at the start of a new data volume, before anybody has
 /// formatted it, with the UUID that its file system will have.
 const NEW: &[u8; 16] = b"lvprov new vol 1";
@@ -165,6 +175,13 @@ pub fn is_new(runner: &Runner, device: &Path, uuid: Uuid) -> io::Result<bool> {
     let mut sector = [0; 32];
     device::read_head(runner, device, &mut sector)?;
     Ok(sector[..16] == *NEW && sector[16..] == *uuid.as_bytes())
+}
+
+/// Whether the device bears the mark of a new volume, whoever's.
+pub(crate) fn is_marked_new(runner: &Runner, device: &Path) -> io::Result<bool> {
+    let mut sector = [0; 16];
+    device::read_head(runner, device, &mut sector)?;
+    Ok(sector == *NEW)
 }
 
 fn decode_superblock(head: &[u8; 2048]) -> Option<Superblock> {

@@ -1,13 +1,12 @@
 //! Giving a file system that nobody uses another UUID.
 
+use super::aside::mounted_aside;
 use super::{FsType, superblock};
 use crate::command::{CommandError, Kind, Runner};
-use crate::mounts;
 use ::uuid::Uuid;
-use nix::mount::MsFlags;
 use std::ffi::OsStr;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// A UUID could not be changed.
 #[derive(Debug, thiserror::Error)]
@@ -57,14 +56,17 @@ pub fn set_uuid(runner: &Runner, fs: FsType, device: &Path, uuid: Uuid) -> Resul
             said = runner.run(Kind::Tool, "tune2fs", &args, None)?.success()?;
         }
         FsType::Xfs => {
-            replay(fs, device).map_err(io("replay the journal of"))?;
+            mounted_aside(fs, device, |_| ()).map_err(io("replay the journal of"))?;
             text = format!("uuid {uuid}");
             // What xfs_admin(8), a script, does.
             let args = ["-x".as_ref(), "-c".as_ref(), OsStr::new(&text), device.as_os_str()];
             said = runner.run(Kind::Tool, "xfs_db", &args, None)?.success()?;
         }
         FsType::Btrfs => {
-            replay(fs, device).map_err(io("replay the log of"))?;
+            // With the one that it is a copy of mounted, the kernel refuses it.
+            if super::btrfs_has_log(runner, device).map_err(io("read"))? {
+                mounted_aside(fs, device, |_| ()).map_err(io("replay the log of"))?;
+            }
             text = uuid.to_string();
             let args = ["-M".as_ref(), OsStr::new(&text), device.as_os_str()];
             said = runner.run(Kind::Tool, "btrfstune", &args, None)?.success()?;
@@ -76,22 +78,4 @@ pub fn set_uuid(runner: &Runner, fs: FsType, device: &Path, uuid: Uuid) -> Resul
     let said = [said.stdout, said.stderr].concat();
     let said = String::from_utf8_lossy(&said).split_whitespace().collect::<Vec<_>>().join(" ");
     Err(UuidError::Unchanged { device: device.display().to_string(), said: said.chars().take(300).collect() })
-}
-
-/// Mounts and unmounts it, where nobody looks: what it had begun is brought to
-/// its end by the kernel.
-fn replay(fs: FsType, device: &Path) -> io::Result<()> {
-    let name = device.file_name().unwrap_or_default();
-    let at: PathBuf = Path::new(crate::lock::DIRECTORY).join("replay").join(name);
-    std::fs::create_dir_all(&at)?;
-    let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-    let data = if fs == FsType::Xfs { "nouuid" } else { "" };
-    // One that a crash has left is of this device, and no hindrance.
-    let mounted = match mounts::at(&at)? {
-        Some(_) => Ok(()),
-        None => mounts::mount_device(device, &at, fs.as_str(), flags, data),
-    };
-    let unmounted = mounted.and_then(|()| Ok(nix::mount::umount(&at)?));
-    let _ = std::fs::remove_dir(&at);
-    unmounted
 }

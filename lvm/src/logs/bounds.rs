@@ -84,6 +84,7 @@ mod tests {
             open: true,
             new: false,
             layout: Layout::Linear,
+            has_snapshots: false,
             half_made: false,
             marks: Default::default(),
             owner,

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
 
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
-use kube::api::{ListParams, PartialObjectMeta};
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, PartialObjectMeta};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tracing::warn;
@@ -27,6 +27,9 @@ pub struct ClusterView {
     pub volumes: HashMap<String, Reference>,
     /// Claims by UID.
     pub claims: HashMap<String, Claim>,
+    /// Names of the logical volumes of snapshots that VolumeSnapshotContents
+    /// refer to, or will. None: the cluster has no such API, or does not show it.
+    pub snapshots: Option<HashSet<String>>,
     /// UIDs of pods, both of a static one's.
     pub pods: HashSet<String>,
     /// `<namespace>/<name>` of pods.
@@ -70,6 +73,7 @@ impl ClusterView {
             let volume = claim.spec.as_ref().and_then(|spec| spec.volume_name.clone()).unwrap_or_default();
             view.claims.insert(claim.uid().unwrap_or_default(), Claim { name, volume });
         }
+        view.snapshots = contents(client).await?;
         for pod in list_metadata::<Pod>(client, "pods").await? {
             view.add_pod(&pod);
         }
@@ -80,6 +84,34 @@ impl ClusterView {
         self.pods.extend(pod.uid());
         self.pods.extend(pod.annotations().get(STATIC_POD_UID).cloned());
         self.pod_names.insert(format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any()));
+    }
+}
+
+/// The snapshots of ours that VolumeSnapshotContents refer to: by the handle,
+/// and by the VolumeSnapshot, whose handle may not be known yet.
+async fn contents(client: &Client) -> Result<Option<HashSet<String>>, AdminError> {
+    let what = "VolumeSnapshotContents";
+    let kind = GroupVersionKind::gvk("snapshot.storage.k8s.io", "v1", "VolumeSnapshotContent");
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::from_gvk(&kind));
+    let mut all = HashSet::new();
+    let mut parameters = ListParams::default().limit(PAGE);
+    loop {
+        let page = match api.list(&parameters).await {
+            Ok(page) => page,
+            Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => return Ok(None),
+            Err(source) => return Err(AdminError::Api { what, source: Box::new(source) }),
+        };
+        for content in &page.items {
+            let spec = &content.data["spec"];
+            let handles = [&spec["source"]["snapshotHandle"], &content.data["status"]["snapshotHandle"]];
+            let names = handles.into_iter().filter_map(|handle| handle.as_str()?.rsplit('/').next());
+            all.extend(names.map(str::to_owned));
+            all.extend(spec["volumeSnapshotRef"]["uid"].as_str().map(|uid| format!("snap-{uid}")));
+        }
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => parameters = parameters.continue_token(&token),
+            None => return Ok(Some(all)),
+        }
     }
 }
 
@@ -242,6 +274,11 @@ mod tests {
     const VOLUMES: &str = "/api/v1/persistentvolumes?&limit=500";
     const CLAIMS: &str = "/api/v1/persistentvolumeclaims?&limit=500";
     const PODS: &str = "/api/v1/pods?&limit=500";
+    const CONTENTS: &str = "/apis/snapshot.storage.k8s.io/v1/volumesnapshotcontents?&limit=500";
+
+    fn failure(code: u16) -> Value {
+        json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": "no"})
+    }
 
     fn kube_system() -> Value {
         json!({"metadata": {"name": "kube-system", "uid": "cluster"}})
@@ -254,6 +291,7 @@ mod tests {
             (KUBE_SYSTEM, 200, kube_system()),
             (VOLUMES, 200, page(json!([]), "")),
             (CLAIMS, 200, page(json!([]), "")),
+            (CONTENTS, 404, failure(404)),
             (PODS, 200, page(pod("one"), "more")),
             ("/api/v1/pods?&limit=500&continue=more", 200, page(pod("two"), "")),
         ])
@@ -261,11 +299,35 @@ mod tests {
         .unwrap();
         assert_eq!(view.id, "cluster");
         assert!(view.pods.contains("one") && view.pods.contains("two"));
+        assert_eq!(view.snapshots, None);
+    }
+
+    #[tokio::test]
+    async fn snapshots_are_known_by_handle_and_by_what_asked_for_them() {
+        let content = json!([
+            {"metadata": {"name": "a"}, "spec": {"source": {"volumeHandle": "vg0/pvc-1"},
+                "volumeSnapshotRef": {"uid": "one"}}, "status": {"snapshotHandle": "n1/vg0/snap-one"}},
+            {"metadata": {"name": "b"}, "spec": {"source": {"snapshotHandle": "n1/vg0/snap-kept"},
+                "volumeSnapshotRef": {"name": "x"}}},
+            {"metadata": {"name": "c"}, "spec": {"source": {"volumeHandle": "vg0/pvc-2"},
+                "volumeSnapshotRef": {"uid": "new"}}},
+        ]);
+        let view = answering(vec![
+            (KUBE_SYSTEM, 200, kube_system()),
+            (VOLUMES, 200, page(json!([]), "")),
+            (CLAIMS, 200, page(json!([]), "")),
+            (CONTENTS, 200, page(content, "")),
+            (PODS, 200, page(json!([]), "")),
+        ])
+        .await
+        .unwrap();
+        let mut known: Vec<String> = view.snapshots.unwrap().into_iter().collect();
+        known.sort_unstable();
+        assert_eq!(known, ["snap-kept", "snap-new", "snap-one"]);
     }
 
     #[tokio::test]
     async fn half_an_answer_is_none() {
-        let failure = |code: u16| json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": "no"});
         let begun = || vec![(KUBE_SYSTEM, 200, kube_system()), (VOLUMES, 200, page(json!([]), ""))];
         // The list has changed so much that its second page is no longer to be had.
         let mut expired = begun();
@@ -273,6 +335,7 @@ mod tests {
         expired.push(("/api/v1/persistentvolumeclaims?&limit=500&continue=more", 410, failure(410)));
         let mut forbidden = begun();
         forbidden.push((CLAIMS, 200, page(json!([]), "")));
+        forbidden.push((CONTENTS, 403, failure(403)));
         forbidden.push((PODS, 403, failure(403)));
         for (answers, what) in [(expired, "PersistentVolumeClaims"), (forbidden, "pods")] {
             let error = answering(answers).await.unwrap_err().to_string();

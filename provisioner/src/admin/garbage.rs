@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use lvprov_proto::lvprov::inventory_item::Item;
-use lvprov_proto::lvprov::{DataVolume, LogDirectory, LogVolume, Mount};
+use lvprov_proto::lvprov::{DataVolume, LogDirectory, LogVolume, Mount, Snapshot};
 
 use super::cluster::{ClusterView, Reference};
 use super::table::age;
@@ -34,6 +34,8 @@ pub enum Kept {
     Volume,
     /// The claim is there, and has no other volume.
     Claim,
+    /// A VolumeSnapshotContent refers to it.
+    Snapshot,
     /// Its pod is there.
     Pod,
     /// Its retention has not ended.
@@ -90,6 +92,7 @@ impl Judge<'_> {
             Item::LogVolume(volume) => self.log(volume),
             Item::LogDirectory(directory) => self.directory(directory),
             Item::Mount(mount) => self.mount(mount),
+            Item::Snapshot(one) => self.snapshot(one),
             // It goes when its time has passed.
             Item::Trashed(_) => Verdict::Keep(Kept::Retention),
         }
@@ -102,6 +105,7 @@ impl Judge<'_> {
             Item::LogVolume(volume) => volume.created_unix,
             Item::LogDirectory(directory) => directory.last_used_unix,
             Item::Trashed(trashed) => trashed.trashed_unix,
+            Item::Snapshot(one) => one.created_unix,
             Item::Mount(_) => 0,
         };
         self.elapsed(since)
@@ -157,6 +161,39 @@ impl Judge<'_> {
         match self.view.volumes.get(&claim.volume) {
             Some(other) => Verdict::Garbage(format!("its claim {owner} has another volume: {}", place(other))),
             None => Verdict::Keep(Kept::Claim),
+        }
+    }
+
+    fn snapshot(&self, one: &Snapshot) -> Verdict {
+        if one.cluster.is_empty() || one.cluster != self.view.id {
+            return Verdict::Keep(Kept::OtherCluster);
+        }
+        if !self.old_enough(one.created_unix) {
+            return Verdict::Keep(Kept::Young);
+        }
+        if one.open {
+            return Verdict::Keep(Kept::InUse);
+        }
+        let asked_by = format!("{}/{}", one.snapshot_namespace, one.snapshot_name);
+        if one.of_clone {
+            // Its UID is that of the claim that the clone is for.
+            return match self.view.claims.get(&one.snapshot_uid) {
+                None => {
+                    Verdict::Garbage(format!("a clone was copied from it, and the clone's claim {asked_by} has gone"))
+                }
+                Some(claim) if !claim.volume.is_empty() => {
+                    Verdict::Garbage(format!("a clone was copied from it, and claim {asked_by} has its volume"))
+                }
+                Some(_) => Verdict::Keep(Kept::Claim),
+            };
+        }
+        match &self.view.snapshots {
+            // Not known, or nobody can have one.
+            None => Verdict::Keep(Kept::Unknown),
+            Some(all) if all.contains(&one.logical_volume) => Verdict::Keep(Kept::Snapshot),
+            Some(_) => {
+                Verdict::Garbage(format!("no VolumeSnapshotContent, and VolumeSnapshot {asked_by} is not its owner"))
+            }
         }
     }
 
@@ -442,5 +479,45 @@ mod tests {
         assert_eq!(garbage(&judged(&view(), mount("dead"))), "its pod dead has gone");
         assert_eq!(garbage(&judged(&view(), mount(""))), "its volume group is gone");
         assert_eq!(judged(&view(), mount("living")), Verdict::Keep(Kept::Pod));
+    }
+
+    fn snapshot(change: impl FnOnce(&mut Snapshot)) -> Item {
+        let mut one = Snapshot {
+            volume_group: "vg0".into(),
+            logical_volume: "snap-1".into(),
+            cluster: "cluster".into(),
+            created_unix: NOW - DAY,
+            snapshot_uid: "1".into(),
+            snapshot_namespace: "shop".into(),
+            snapshot_name: "before-upgrade".into(),
+            ..Snapshot::default()
+        };
+        change(&mut one);
+        Item::Snapshot(one)
+    }
+
+    #[test]
+    fn a_snapshot_is_garbage_only_where_it_is_known_that_nobody_has_it() {
+        let mut view = view();
+        assert_eq!(judged(&view, snapshot(|_| ())), Verdict::Keep(Kept::Unknown));
+        view.snapshots = Some(HashSet::from(["snap-1".to_owned()]));
+        assert_eq!(judged(&view, snapshot(|_| ())), Verdict::Keep(Kept::Snapshot));
+        view.snapshots = Some(HashSet::new());
+        assert!(garbage(&judged(&view, snapshot(|_| ()))).contains("shop/before-upgrade"));
+        assert_eq!(judged(&view, snapshot(|one| one.cluster = "other".into())), Verdict::Keep(Kept::OtherCluster));
+        assert_eq!(judged(&view, snapshot(|one| one.created_unix = NOW - 1)), Verdict::Keep(Kept::Young));
+        assert_eq!(judged(&view, snapshot(|one| one.open = true)), Verdict::Keep(Kept::InUse));
+    }
+
+    #[test]
+    fn what_a_clone_is_copied_from_is_kept_until_its_claim_has_a_volume() {
+        let mut view = view();
+        let of_clone = || snapshot(|one| one.of_clone = true);
+        assert!(garbage(&judged(&view, of_clone())).contains("has gone"));
+        let claim = |volume: &str| Claim { name: "shop/copy".into(), volume: volume.into() };
+        view.claims.insert("1".into(), claim(""));
+        assert_eq!(judged(&view, of_clone()), Verdict::Keep(Kept::Claim));
+        view.claims.insert("1".into(), claim("pvc-1"));
+        assert!(garbage(&judged(&view, of_clone())).contains("has its volume"));
     }
 }

@@ -26,6 +26,7 @@ use super::{AdminError, Reach, now, table};
 #[command(after_help = "\
 Listed are, of all nodes:
   data            a logical volume of this cluster with neither PersistentVolume nor claim
+  snapshot        a snapshot of such a volume with no VolumeSnapshotContent, or of a clone that is done
   log-directory   a pod's part of a log volume, after the pod and its retention
   log             a log volume in which no pod's directory is left
   mount           a mount whose pod has gone, or of a log volume whose volume group has
@@ -149,7 +150,9 @@ fn in_order(found: &[Found]) -> Vec<(usize, &Found)> {
             Item::Mount(_) => 0,
             Item::LogDirectory(_) => 1,
             Item::LogVolume(_) => 2,
-            Item::DataVolume(_) | Item::Trashed(_) => 3,
+            // A volume that is not thin stays as long as it has snapshots.
+            Item::Snapshot(_) => 3,
+            Item::DataVolume(_) | Item::Trashed(_) => 4,
         };
         (rank, *at)
     });
@@ -184,6 +187,7 @@ pub(super) fn kind(item: &Item) -> &'static str {
         Item::LogDirectory(_) => "log-directory",
         Item::Mount(_) => "mount",
         Item::Trashed(_) => "trash",
+        Item::Snapshot(_) => "snapshot",
     }
 }
 
@@ -196,6 +200,7 @@ pub(super) fn name(item: &Item) -> String {
         }
         Item::LogDirectory(directory) => directory.path.clone(),
         Item::Mount(mount) => mount.target.clone(),
+        Item::Snapshot(one) => format!("{}/{}", one.volume_group, one.logical_volume),
         Item::Trashed(trashed) => {
             let volume = trashed.volume.as_ref();
             volume.map_or(String::new(), |volume| format!("{}/{}", volume.volume_group, volume.logical_volume))
@@ -212,17 +217,20 @@ fn identity(item: &Item) -> String {
         Item::LogDirectory(directory) => format!("{} {}", directory.pod_uid, directory.last_used_unix),
         Item::Mount(mount) => format!("{}/{} {}", mount.volume_group, mount.logical_volume, mount.pod_uid),
         Item::Trashed(trashed) => trashed.trashed_unix.to_string(),
+        Item::Snapshot(one) => one.created_unix.to_string(),
     };
     format!("{} {more}", name(item))
 }
 
-/// Bytes that go with the item. A mount takes none.
+/// Bytes that go with the item. A mount takes none, and a thin snapshot none of
+/// its own.
 pub(super) fn size(item: &Item) -> u64 {
     match item {
         Item::DataVolume(volume) => volume.size_bytes,
         Item::LogVolume(volume) => volume.size_bytes,
         Item::LogDirectory(directory) => directory.used_bytes,
         Item::Trashed(trashed) => trashed.volume.as_ref().map_or(0, |volume| volume.size_bytes),
+        Item::Snapshot(one) => one.room_bytes,
         Item::Mount(_) => 0,
     }
 }

@@ -99,7 +99,11 @@ impl super::report::Report for Report {
         text.extend(self.nodes.iter().filter_map(NodeReport::unanswered));
         // A directory's bytes are in its log volume's.
         let of = |kind| self.volumes.iter().filter(move |volume| volume.kind == kind);
-        let bytes = of("data").chain(of("log")).map(|volume| volume.size_bytes).fold(0, u64::saturating_add);
+        let bytes = of("data")
+            .chain(of("log"))
+            .chain(of("snapshot"))
+            .map(|volume| volume.size_bytes)
+            .fold(0, u64::saturating_add);
         text.push_str(&format!(
             "total: {} data volumes and {} log volumes, {} on {} nodes\n",
             of("data").count(),
@@ -122,6 +126,12 @@ fn volume(node: &str, item: &Item) -> Option<VolumeReport> {
         Item::Trashed(trashed) => {
             let volume = trashed.volume.clone().unwrap_or_default();
             (format!("claim {}/{}", volume.claim_namespace, volume.claim_name), volume.open)
+        }
+        Item::Snapshot(one) => {
+            let lost = if one.lost { ", lost" } else { "" };
+            let what = if one.of_clone { "clone" } else { "snapshot" };
+            let owner = format!("{what} {}/{}{lost}", one.snapshot_namespace, one.snapshot_name);
+            (owner, one.open)
         }
         Item::Mount(_) => return None,
     };

@@ -9,6 +9,7 @@ use lvm::logs::CollectError as LogsError;
 use lvm::mounts::{self, UnmountError};
 use lvm::names::{DirectoryName, LogVolumeName, LvName, NameError, Namespace, VgName};
 use lvm::report::ReportError;
+use lvm::snapshot::DeleteSnapshotError;
 use lvm::volume::{DeleteError, Deleted};
 use lvprov_proto::lvprov as wire;
 use lvprov_proto::lvprov::inventory_item::Item;
@@ -58,6 +59,9 @@ pub enum CollectError {
     /// A mount could not be undone.
     #[error(transparent)]
     Unmount(#[from] UnmountError),
+    /// The snapshot could not be removed.
+    #[error(transparent)]
+    Snapshot(#[from] DeleteSnapshotError),
     /// The work broke off.
     #[error("the removal broke off: {0}")]
     Interrupted(String),
@@ -78,9 +82,12 @@ impl CollectError {
             Self::Busy(_) => Code::Aborted,
             Self::Delete(DeleteError::Lock(LockError::Busy { .. })) => Code::Aborted,
             // Not known whether it is gone: the next inventory tells.
-            Self::Delete(_) | Self::Logs(_) | Self::Report(_) | Self::Unmount(_) | Self::Interrupted(_) => {
-                Code::Unavailable
-            }
+            Self::Snapshot(_)
+            | Self::Delete(_)
+            | Self::Logs(_)
+            | Self::Report(_)
+            | Self::Unmount(_)
+            | Self::Interrupted(_) => Code::Unavailable,
         }
     }
 }
@@ -106,6 +113,10 @@ enum What {
         lv: LvName,
         listed: Box<wire::DataVolume>,
         only_unused: bool,
+    },
+    Snapshot {
+        lv: LvName,
+        created: i64,
     },
     Log {
         namespace: Namespace,
@@ -159,6 +170,11 @@ impl Doomed {
                 let key = format!("log {namespace}/{volume}/{directory}");
                 (listed.volume_group, What::Directory { namespace, volume, directory, pod_uid }, key)
             }
+            Item::Snapshot(listed) => {
+                let lv = LvName::parse(&listed.logical_volume)?;
+                let key = format!("{}/{lv}", listed.volume_group);
+                (listed.volume_group, What::Snapshot { lv, created: listed.created_unix }, key)
+            }
             // It goes by itself, or by `lvprov trash empty`.
             Item::Trashed(_) => return Err(CollectError::NoItem),
             Item::Mount(listed) => {
@@ -187,7 +203,7 @@ impl Doomed {
 
     /// Whether removing it is one change of its volume group and no more.
     pub fn is_data_volume(&self) -> bool {
-        matches!(self.what, What::Data { .. })
+        matches!(self.what, What::Data { .. } | What::Snapshot { .. })
     }
 
     /// Its volume group.
@@ -222,7 +238,24 @@ impl Doomed {
                     Ok(Deleted::Removed) => Ok(removed("logical volume removed")),
                     Ok(Deleted::Trashed) => Ok(removed("in the trash, as its class has it")),
                     Ok(Deleted::Absent) => Ok(left("it is gone already, or another volume has its name now")),
-                    Err(error @ DeleteError::InUse { .. }) => Ok(left(&error.to_string())),
+                    Err(error @ (DeleteError::InUse { .. } | DeleteError::HasSnapshots { .. })) => {
+                        Ok(left(&error.to_string()))
+                    }
+                    Err(error) => Err(error.into()),
+                }
+            }
+            What::Snapshot { lv, created } => {
+                let same =
+                    |one: &lvm::report::Snapshot| one.vg == self.vg && one.name == *lv && one.created == *created;
+                if !lvm.snapshots()?.iter().any(same) {
+                    return Ok(left("it is gone already, or another snapshot has its name now"));
+                }
+                match lvm.delete_snapshot(&self.vg, lv) {
+                    Ok(true) => Ok(removed("snapshot removed")),
+                    Ok(false) => Ok(left("it is gone already")),
+                    Err(error @ (DeleteSnapshotError::InUse { .. } | DeleteSnapshotError::Needed { .. })) => {
+                        Ok(left(&error.to_string()))
+                    }
                     Err(error) => Err(error.into()),
                 }
             }

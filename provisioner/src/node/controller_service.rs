@@ -9,7 +9,7 @@ use lvm::Lvm;
 use lvm::identity::Owner;
 use lvm::layout::Layout;
 use lvm::names::{Namespace, VgName};
-use lvm::report::VolumeGroup;
+use lvm::report::{Snapshot, VolumeGroup};
 use lvm::volume::{Created, DeleteError, Deleted, ExtendError};
 use lvprov_proto::csi::controller_server::Controller;
 use lvprov_proto::csi::controller_service_capability::rpc::Type;
@@ -28,8 +28,9 @@ use super::delete_volume::DeleteVolumeError;
 use super::expand_volume::{self, ExpandVolumeError};
 use super::in_progress::InProgress;
 use super::served::Served;
+use super::snapshots::{self, CreateSnapshotError, RemoveSnapshotError, SnapshotId};
 use super::volume_id::VolumeId;
-use super::wiper::Wiper;
+use super::wiper::{COPIED, Wiper, ZEROED};
 use crate::names::{TOPOLOGY_NODE, context, parameters};
 
 /// Makes and removes data volumes.
@@ -87,7 +88,8 @@ impl ControllerService {
         .map_err(|error| CreateVolumeError::Interrupted(error.to_string()))??;
         if created.wiping {
             // Other volumes of the group are made meanwhile, this one is not touched.
-            self.wiper.zeroed(&id.vg, &id.lv).await?;
+            let doing = if request.volume_content_source.is_some() { COPIED } else { ZEROED };
+            self.wiper.finished(&id.vg, &id.lv, doing).await?;
         }
         drop(operation);
         Ok(Made { id, namespace, created })
@@ -126,7 +128,7 @@ impl ControllerService {
             operation = held;
             match extended {
                 // Then its room can be handed on.
-                Err(ExtendError::Zeroing { vg, spare, .. }) => self.wiper.zeroed(&vg, &spare).await?,
+                Err(ExtendError::Zeroing { vg, spare, .. }) => self.wiper.finished(&vg, &spare, ZEROED).await?,
                 other => return Ok(other?),
             }
         }
@@ -169,6 +171,44 @@ impl ControllerService {
                 Ok(other?)
             }
         }
+    }
+
+    async fn snapshot(&self, request: &csi::CreateSnapshotRequest) -> Result<Snapshot, CreateSnapshotError> {
+        let snapshot = snapshots::parse(request)?;
+        if !self.served.includes(&snapshot.vg) {
+            return Err(CreateSnapshotError::NotServed(snapshot.vg));
+        }
+        let operation = self.in_progress.begin(&format!("{}/{}", snapshot.vg, snapshot.name))?;
+        let turn = self.in_progress.turn(&snapshot.vg).await;
+        let lvm = Arc::clone(&self.lvm);
+        let made = tokio::task::spawn_blocking(move || {
+            let _held = (operation, turn);
+            lvm.create_snapshot(&snapshot)
+        });
+        Ok(made.await.map_err(|error| CreateSnapshotError::Interrupted(error.to_string()))??)
+    }
+
+    /// Whether it was there.
+    async fn delete_snapshot(&self, id: &str) -> Result<bool, RemoveSnapshotError> {
+        if id.is_empty() {
+            return Err(RemoveSnapshotError::MissingId);
+        }
+        // CSI: a snapshot that cannot exist is gone already.
+        let Some(meant) = SnapshotId::parse(id) else { return Ok(false) };
+        if *meant.node != *self.node_name {
+            return Err(RemoveSnapshotError::OtherNode { id: id.to_owned(), node: self.node_name.to_string() });
+        }
+        if !self.served.includes(&meant.vg) {
+            return Err(RemoveSnapshotError::NotServed(meant.vg));
+        }
+        let operation = self.in_progress.begin(&format!("{}/{}", meant.vg, meant.lv))?;
+        let turn = self.in_progress.turn(&meant.vg).await;
+        let lvm = Arc::clone(&self.lvm);
+        let removed = tokio::task::spawn_blocking(move || {
+            let _held = (operation, turn);
+            lvm.delete_snapshot(&meant.vg, &meant.lv)
+        });
+        Ok(removed.await.map_err(|error| RemoveSnapshotError::Interrupted(error.to_string()))??)
     }
 
     /// What volumes as the parameters describe them can have together in the group that these
@@ -255,6 +295,7 @@ impl Controller for ControllerService {
             format!("{how} {id} with {} B", created.size)
         });
         let Made { id, namespace, created } = result?;
+        let content_source = request.volume_content_source;
         let namespace = namespace.to_string();
         Ok(Response::new(csi::CreateVolumeResponse {
             volume: Some(Volume {
@@ -265,7 +306,7 @@ impl Controller for ControllerService {
                     (context::CLAIM_UID.to_owned(), id.claim_uid.to_string()),
                 ]),
                 accessible_topology: vec![topology(&self.node_name)],
-                ..Default::default()
+                content_source,
             }),
         }))
     }
@@ -363,6 +404,9 @@ impl Controller for ControllerService {
                 Type::GetCapacity,
                 Type::ExpandVolume,
                 Type::SingleNodeMultiWriter,
+                Type::CreateDeleteSnapshot,
+                Type::ListSnapshots,
+                Type::CloneVolume,
             ]
             .map(capability)
             .to_vec(),
@@ -392,23 +436,52 @@ impl Controller for ControllerService {
 
     async fn create_snapshot(
         &self,
-        _request: Request<csi::CreateSnapshotRequest>,
+        request: Request<csi::CreateSnapshotRequest>,
     ) -> Result<Response<csi::CreateSnapshotResponse>, Status> {
-        Err(unserved("CreateSnapshot"))
+        let started = Instant::now();
+        let meant_here = addressee::check_metadata(&self.node_name, request.metadata());
+        let request = request.into_inner();
+        let result = match meant_here {
+            Ok(()) => self.snapshot(&request).await,
+            Err(misdirected) => Err(misdirected.into()),
+        };
+        log("CreateSnapshot", &request.source_volume_id, started, &result, |made| {
+            format!("{}/{} of {} B", made.vg, made.name, made.size)
+        });
+        let snapshot = Some(snapshots::to_csi(&self.node_name, &result?));
+        Ok(Response::new(csi::CreateSnapshotResponse { snapshot }))
     }
 
     async fn delete_snapshot(
         &self,
-        _request: Request<csi::DeleteSnapshotRequest>,
+        request: Request<csi::DeleteSnapshotRequest>,
     ) -> Result<Response<csi::DeleteSnapshotResponse>, Status> {
-        Err(unserved("DeleteSnapshot"))
+        let started = Instant::now();
+        let meant_here = addressee::check_metadata(&self.node_name, request.metadata());
+        let id = request.into_inner().snapshot_id;
+        let result = match meant_here {
+            Ok(()) => self.delete_snapshot(&id).await,
+            Err(misdirected) => Err(misdirected.into()),
+        };
+        log("DeleteSnapshot", &id, started, &result, |removed| {
+            if *removed { "removed" } else { "was not there" }.to_owned()
+        });
+        result?;
+        Ok(Response::new(csi::DeleteSnapshotResponse {}))
     }
 
     async fn list_snapshots(
         &self,
-        _request: Request<csi::ListSnapshotsRequest>,
+        request: Request<csi::ListSnapshotsRequest>,
     ) -> Result<Response<csi::ListSnapshotsResponse>, Status> {
-        Err(unserved("ListSnapshots"))
+        let request = request.into_inner();
+        let (lvm, served) = (Arc::clone(&self.lvm), self.served.clone());
+        let all = tokio::task::spawn_blocking(move || lvm.snapshots())
+            .await
+            .map_err(|error| Status::unavailable(error.to_string()))?
+            .map_err(|error| Status::unavailable(error.to_string()))?;
+        let all = all.into_iter().filter(|one| served.includes(&one.vg)).collect();
+        Ok(Response::new(snapshots::page(&self.node_name, all, &request)?))
     }
 
     async fn get_snapshot(

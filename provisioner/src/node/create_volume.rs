@@ -10,17 +10,21 @@ use lvm::layout::{self, Layout, LayoutError};
 use lvm::lock::LockError;
 use lvm::names::{ClaimName, ClaimUid, ClusterId, DeviceClass, LvName, NameError, Namespace, VgName};
 use lvm::report::{LogicalVolume, ReportError};
+use lvm::restore::{Content, SourceError};
 use lvm::size::human;
 use lvm::thin::PoolError;
+use lvm::volume::{CreateData, CreateError, ExtendError};
 use lvm::{filesystem::FsType, identity::DataOwner};
-use lvm::{volume::CreateData, volume::CreateError};
-use lvprov_proto::csi::{CapacityRange, CreateVolumeRequest, TopologyRequirement};
+use lvprov_proto::csi::volume_content_source::Type as SourceType;
+use lvprov_proto::csi::{CapacityRange, CreateVolumeRequest, TopologyRequirement, VolumeContentSource};
 use tonic::{Code, Status};
 
 use super::addressee::Misdirected;
 use super::capability::{self, Access, CapabilityError};
 use super::in_progress::Busy;
-use super::wiper::NotZeroed;
+use super::snapshots::{self, SnapshotId};
+use super::volume_id::VolumeId;
+use super::wiper::NotFinished;
 use crate::names::{TOPOLOGY_NODE, parameters};
 
 /// Why there is no new volume.
@@ -99,8 +103,11 @@ pub enum CreateVolumeError {
         /// The file system.
         fs: FsType,
     },
-    /// A snapshot or another volume as source.
-    #[error("a volume with a data source is not served: neither snapshots nor clones")]
+    /// What it is to be made from is not ours, or not here.
+    #[error("there is no {0} on this node to make a volume from")]
+    NoSource(String),
+    /// The source says nothing.
+    #[error("the volume's content source names neither a snapshot nor a volume")]
     ContentSource,
     /// A VolumeAttributesClass.
     #[error("a VolumeAttributesClass is not served")]
@@ -132,7 +139,7 @@ pub enum CreateVolumeError {
     Lvm(#[from] CreateError),
     /// It still shows what its extents held before.
     #[error(transparent)]
-    NotZeroed(#[from] NotZeroed),
+    NotFinished(#[from] NotFinished),
     /// The work broke off.
     #[error("creating the volume broke off: {0}")]
     Interrupted(String),
@@ -155,6 +162,8 @@ impl CreateVolumeError {
             | Self::Capability(_)
             | Self::ContentSource
             | Self::MutableParameters => Code::InvalidArgument,
+            Self::NoSource(_) => Code::NotFound,
+            Self::Lvm(CreateError::Source(error)) => code_of_source(error),
             // The caller has an old address of its node: with the right one it goes well.
             Self::OtherNode { .. } | Self::Misdirected(_) => Code::Unavailable,
             // Wrong node for this class until an admin changes something: back to the scheduler.
@@ -168,8 +177,8 @@ impl CreateVolumeError {
             ) => Code::FailedPrecondition,
             // The first call decides; this one learns of it by calling again.
             // So does one that is being overwritten.
-            Self::Busy(_) | Self::NotZeroed(NotZeroed::UnderWay { .. }) => Code::Aborted,
-            Self::NotZeroed(NotZeroed::Failed(_)) => Code::Unavailable,
+            Self::Busy(_) | Self::NotFinished(NotFinished::UnderWay { .. }) => Code::Aborted,
+            Self::NotFinished(NotFinished::Failed(_)) => Code::Unavailable,
             // Another node may have room: back to the scheduler.
             Self::Lvm(
                 CreateError::Full { .. }
@@ -197,6 +206,20 @@ impl CreateVolumeError {
             )
             | Self::Interrupted(_) => Code::Unavailable,
         }
+    }
+}
+
+/// What the caller is to make of a source that cannot be had.
+fn code_of_source(error: &SourceError) -> Code {
+    match error {
+        SourceError::Missing { .. } => Code::NotFound,
+        SourceError::Lost { .. } => Code::FailedPrecondition,
+        SourceError::Larger { .. } => Code::OutOfRange,
+        SourceError::Mode { .. } | SourceError::FileSystem { .. } => Code::InvalidArgument,
+        SourceError::Snapshot(error) => snapshots::code_of(error),
+        SourceError::Extend(ExtendError::Pool(error)) if error.is_full() => Code::ResourceExhausted,
+        // The next call goes on where this one has ended.
+        SourceError::Extend(_) | SourceError::Device { .. } | SourceError::Remove(_) => Code::Unavailable,
     }
 }
 
@@ -252,9 +275,7 @@ pub fn parse(
             return Err(CreateVolumeError::Name { name: given.chars().take(80).collect(), expected: name });
         }
     }
-    if request.volume_content_source.is_some() {
-        return Err(CreateVolumeError::ContentSource);
-    }
+    let content = request.volume_content_source.as_ref().map(|source| parse_source(source, node)).transpose()?;
     if !request.mutable_parameters.is_empty() {
         return Err(CreateVolumeError::MutableParameters);
     }
@@ -268,7 +289,30 @@ pub fn parse(
     }
     let layout = Layout::parse(|key| request.parameters.get(key).map(String::as_str))?;
     let intent = parse_intent(&request.parameters, access == Access::Block)?;
-    Ok(CreateData { vg, name, size, limit, extent_size: None, layout, metadata_free: None, owner, intent })
+    let fs = match access {
+        Access::Mount(fs) => Some(fs),
+        Access::Block => None,
+    };
+    Ok(CreateData { vg, name, size, limit, extent_size: None, layout, metadata_free: None, owner, intent, fs, content })
+}
+
+/// What is to be in it. A source that cannot be ours is not there.
+fn parse_source(source: &VolumeContentSource, node: &str) -> Result<Content, CreateVolumeError> {
+    let missing = |what: &str, id: &str| {
+        CreateVolumeError::NoSource(format!("{what} {:?}", id.chars().take(200).collect::<String>()))
+    };
+    match &source.r#type {
+        Some(SourceType::Snapshot(from)) => {
+            let id = SnapshotId::parse(&from.snapshot_id).filter(|id| id.node == node);
+            let id = id.ok_or_else(|| missing("snapshot", &from.snapshot_id))?;
+            Ok(Content::Snapshot { vg: id.vg, name: id.lv })
+        }
+        Some(SourceType::Volume(from)) => {
+            let id = VolumeId::parse(&from.volume_id).ok_or_else(|| missing("volume", &from.volume_id))?;
+            Ok(Content::Volume { vg: id.vg, lv: id.lv, claim_uid: id.claim_uid })
+        }
+        None => Err(CreateVolumeError::ContentSource),
+    }
 }
 
 /// The volume group that parameters name, as this node understands them.
@@ -405,8 +449,9 @@ fn parse_range(range: Option<CapacityRange>) -> Result<(u64, u64), CreateVolumeE
 
 #[cfg(test)]
 mod tests {
+    use lvprov_proto::csi::Topology;
     use lvprov_proto::csi::volume_capability::access_mode::Mode;
-    use lvprov_proto::csi::{Topology, VolumeContentSource};
+    use lvprov_proto::csi::volume_content_source::SnapshotSource;
 
     use super::super::capability::tests::mount;
     use super::*;
@@ -500,7 +545,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_refused_and_named() {
-        let cases: [(&str, Code, Change); 30] = [
+        let cases: [(&str, Code, Change); 31] = [
             ("cannot be given both", Code::InvalidArgument, |r| set(r, parameters::DEVICE_CLASS, "default")),
             ("no device class fast; /etc/lvprov/node.json names: default", Code::FailedPrecondition, |r| {
                 r.parameters.remove(parameters::VOLUME_GROUP);
@@ -545,7 +590,14 @@ mod tests {
             ("1 MiB is too small for xfs, which needs 300 MiB", Code::OutOfRange, |r| {
                 r.capacity_range = Some(CapacityRange { required_bytes: 1 << 20, limit_bytes: 0 });
             }),
-            ("data source", Code::InvalidArgument, |r| r.volume_content_source = Some(VolumeContentSource::default())),
+            ("neither a snapshot nor a volume", Code::InvalidArgument, |r| {
+                r.volume_content_source = Some(VolumeContentSource::default());
+            }),
+            ("no snapshot \"n2/vg0/snap-", Code::NotFound, |r| {
+                let snapshot_id = format!("n2/vg0/snap-{UID}");
+                let r#type = Some(SourceType::Snapshot(SnapshotSource { snapshot_id }));
+                r.volume_content_source = Some(VolumeContentSource { r#type });
+            }),
             ("VolumeAttributesClass", Code::InvalidArgument, |r| {
                 r.mutable_parameters.insert("iops".into(), "5".into());
             }),

@@ -49,15 +49,17 @@ impl DeleteVolumeError {
             Self::MissingId => Code::InvalidArgument,
             // The caller has an old address of its node: the right one knows more.
             Self::Misdirected(_) => Code::Unavailable,
-            // CSI: its last user has to go first.
-            Self::Lvm(DeleteError::InUse { .. }) => Code::FailedPrecondition,
+            // CSI: its last user, and its snapshots, have to go first.
+            Self::Lvm(DeleteError::InUse { .. } | DeleteError::HasSnapshots { .. }) => Code::FailedPrecondition,
             // Not ours to touch, until an admin says otherwise.
             Self::Lvm(DeleteError::NotOurs { .. }) | Self::NotServed(_) => Code::PermissionDenied,
             // The first call decides; this one learns of it by calling again.
             Self::Busy(_) => Code::Aborted,
             // Not known whether it is gone. That a group is missing does not mean that its
             // volumes are: its disk may come back.
-            Self::Lvm(DeleteError::Lock(_) | DeleteError::Report(_) | DeleteError::Command(_))
+            Self::Lvm(
+                DeleteError::Lock(_) | DeleteError::Report(_) | DeleteError::Command(_) | DeleteError::Clone(_),
+            )
             | Self::NoVolumeGroup { .. }
             | Self::Interrupted(_) => Code::Unavailable,
         }

@@ -10,7 +10,7 @@ use super::addressee::Misdirected;
 use super::capability::{self, CapabilityError};
 use super::in_progress::Busy;
 use super::volume_id::VolumeId;
-use super::wiper::NotZeroed;
+use super::wiper::NotFinished;
 
 /// Why a volume was not extended.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +41,7 @@ pub enum ExpandVolumeError {
     Lvm(#[from] ExtendError),
     /// The room that it grows by still shows what it held before.
     #[error(transparent)]
-    NotZeroed(#[from] NotZeroed),
+    NotFinished(#[from] NotFinished),
     /// The task broke off.
     #[error("extending the volume broke off: {0}")]
     Interrupted(String),
@@ -58,10 +58,12 @@ impl ExpandVolumeError {
                 Code::ResourceExhausted
             }
             Self::Lvm(ExtendError::Pool(error)) if error.is_full() => Code::ResourceExhausted,
-            Self::Lvm(ExtendError::Layout { .. } | ExtendError::InTheWay { .. }) => Code::FailedPrecondition,
+            Self::Lvm(ExtendError::Layout { .. } | ExtendError::InTheWay { .. } | ExtendError::HasSnapshots { .. }) => {
+                Code::FailedPrecondition
+            }
             // It goes on; the next call finds out how far.
-            Self::Busy(_) | Self::NotZeroed(NotZeroed::UnderWay { .. }) => Code::Aborted,
-            Self::NotZeroed(NotZeroed::Failed(_)) => Code::Unavailable,
+            Self::Busy(_) | Self::NotFinished(NotFinished::UnderWay { .. }) => Code::Aborted,
+            Self::NotFinished(NotFinished::Failed(_)) => Code::Unavailable,
             Self::Misdirected(_) | Self::Interrupted(_) | Self::Lvm(ExtendError::Lock(LockError::Busy { .. })) => {
                 Code::Unavailable
             }

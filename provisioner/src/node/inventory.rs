@@ -9,7 +9,7 @@ use lvm::identity::Owner;
 use lvm::logs::{LogError, LogVolume, names_at};
 use lvm::mounts::{self, Mount};
 use lvm::names::{LvName, PodUid, VgName};
-use lvm::report::{LogicalVolume, ReportError, VolumeGroup};
+use lvm::report::{LogicalVolume, ReportError, Snapshot, VolumeGroup};
 use lvprov_proto::lvprov as wire;
 use lvprov_proto::lvprov::inventory_item::Item;
 use tonic::Status;
@@ -98,7 +98,7 @@ pub fn is_gone(vg: &VgName, groups: &[VolumeGroup]) -> bool {
     groups.iter().all(|group| group.name != *vg)
 }
 
-/// Looks at everything. One lvm report, and another one where something is
+/// Looks at everything. Two lvm reports, and another one where something is
 /// mounted at a place of ours whose volume is not ours.
 ///
 /// # Errors
@@ -117,6 +117,8 @@ pub fn take(lvm: &Lvm, served: &Served, pods: &PodsDirectory) -> Result<Vec<wire
     let kept = |lv: &&LogicalVolume| lv.marks.trashed.is_none() && !(lv.marks.spare && grows.contains(&lv.name));
     let data = volumes.iter().filter(kept).filter_map(data_volume).map(Item::DataVolume);
     let trash = volumes.iter().filter_map(trashed).map(Item::Trashed);
+    let snapshots = lvm.snapshots()?;
+    let snapshots = snapshots.iter().filter(|one| served.includes(&one.vg)).map(snapshot).map(Item::Snapshot);
     let log_volumes = logs.iter().map(log_volume).map(Item::LogVolume);
     let directories = logs.iter().flat_map(log_directories).map(Item::LogDirectory);
     let placed: Vec<Placed> = mounted
@@ -147,6 +149,7 @@ pub fn take(lvm: &Lvm, served: &Served, pods: &PodsDirectory) -> Result<Vec<wire
         .chain(directories)
         .chain(mounts)
         .chain(trash)
+        .chain(snapshots)
         .map(|item| wire::InventoryItem { item: Some(item) })
         .collect())
 }
@@ -178,6 +181,28 @@ fn trashed(lv: &LogicalVolume) -> Option<wire::TrashedVolume> {
         wiping: lv.marks.wiping,
         wiped_bytes: 0,
     })
+}
+
+fn snapshot(one: &Snapshot) -> wire::Snapshot {
+    let source = &one.owner.source;
+    wire::Snapshot {
+        volume_group: one.vg.to_string(),
+        logical_volume: one.name.to_string(),
+        size_bytes: one.size,
+        created_unix: one.created,
+        cluster: source.cluster.to_string(),
+        source_claim_uid: source.claim_uid.to_string(),
+        source_claim_namespace: source.namespace.to_string(),
+        source_claim_name: source.claim.to_string(),
+        snapshot_uid: one.owner.uid.to_string(),
+        snapshot_namespace: one.owner.namespace.to_string(),
+        snapshot_name: one.owner.name.to_string(),
+        room_bytes: one.room,
+        used_percent: one.used_percent.and_then(|percent| u32::try_from(percent).ok()).unwrap_or(0),
+        lost: one.lost,
+        open: one.open,
+        of_clone: one.name != LvName::for_snapshot(&one.owner.uid),
+    }
 }
 
 fn log_volume(log: &LogVolume) -> wire::LogVolume {

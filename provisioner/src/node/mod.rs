@@ -31,6 +31,7 @@ pub mod publish;
 pub mod registration;
 pub mod served;
 pub mod server;
+pub mod snapshots;
 pub mod sockets;
 pub mod trouble;
 pub mod volume_id;

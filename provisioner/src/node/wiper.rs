@@ -26,6 +26,11 @@ use tracing::{info, warn};
 use super::capacity::Capacity;
 use super::served::Served;
 
+/// What is done with a volume before anybody is given it.
+pub const ZEROED: &str = "overwritten with zeros";
+/// The same, of one that is to be a copy of another.
+pub const COPIED: &str = "filled with what it is made from";
+
 /// How long a call waits for a volume to be overwritten. The controller gives
 /// it a minute.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -40,10 +45,10 @@ type Key = (VgName, LvName);
 
 /// Why a volume is not overwritten yet.
 #[derive(Debug, thiserror::Error)]
-pub enum NotZeroed {
+pub enum NotFinished {
     /// It takes its time.
     #[error(
-        "{vg}/{lv} is overwritten with zeros before anybody is given it: {} of {} done; call again",
+        "{vg}/{lv} is {doing} before anybody is given it: {} of {} done; call again",
         human(*.done), human(*.total)
     )]
     UnderWay {
@@ -51,7 +56,9 @@ pub enum NotZeroed {
         vg: VgName,
         /// The volume.
         lv: LvName,
-        /// Bytes that are zeros.
+        /// What is being done.
+        doing: &'static str,
+        /// Bytes that it is done with.
         done: u64,
         /// Bytes in all.
         total: u64,
@@ -187,11 +194,12 @@ impl Wiper {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has a volume overwritten that bears the mark for it, and waits a while.
+    /// Has a volume overwritten, or filled, that bears the mark for it, and waits
+    /// a while.
     ///
     /// # Errors
     /// When it is not done yet, or has failed.
-    pub async fn zeroed(&self, vg: &VgName, lv: &LvName) -> Result<(), NotZeroed> {
+    pub async fn finished(&self, vg: &VgName, lv: &LvName, doing: &'static str) -> Result<(), NotFinished> {
         let key = (vg.clone(), lv.clone());
         let mut changed = self.shared.changed.subscribe();
         {
@@ -214,12 +222,12 @@ impl Wiper {
                         total = progress.total.load(Ordering::Relaxed);
                     }
                     _ if state.waiting.contains(&key) => {}
-                    _ => return state.failed.remove(&key).map_or(Ok(()), |why| Err(NotZeroed::Failed(why))),
+                    _ => return state.failed.remove(&key).map_or(Ok(()), |why| Err(NotFinished::Failed(why))),
                 }
             }
             let stopping = self.shared.stopping.load(Ordering::Relaxed);
             if stopping || timeout_at(deadline, changed.changed()).await.is_err() {
-                return Err(NotZeroed::UnderWay { vg: key.0, lv: key.1, done, total });
+                return Err(NotFinished::UnderWay { vg: key.0, lv: key.1, doing, done, total });
             }
         }
     }
@@ -410,18 +418,20 @@ impl Wiper {
             self.note(progress, done, total);
             !progress.leave_off.load(Ordering::Relaxed) && !self.shared.stopping.load(Ordering::Relaxed)
         };
-        let zeroed = self.shared.lvm.zero_new(vg, lv, &mut go_on);
+        let zeroed = self.shared.lvm.finish_new(vg, lv, &mut go_on);
         let bytes = progress.done.load(Ordering::Relaxed);
         let ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         match zeroed {
             Ok(Wiped::Whole) => {
-                info!(volume = format!("{vg}/{lv}"), bytes, ms, "overwrote a new volume with zeros");
+                info!(volume = format!("{vg}/{lv}"), bytes, ms, "a new volume is ready to be given out");
                 Ok(())
             }
-            Ok(Wiped::Partly | Wiped::Unable) => Err(format!("overwriting {vg}/{lv} was left off at {}", human(bytes))),
+            Ok(Wiped::Partly | Wiped::Unable) => {
+                Err(format!("making {vg}/{lv} ready was left off at {}", human(bytes)))
+            }
             Err(error) => {
                 let error = crate::with_causes(&error);
-                warn!(volume = format!("{vg}/{lv}"), bytes, error, "cannot overwrite a new volume");
+                warn!(volume = format!("{vg}/{lv}"), bytes, error, "cannot make a new volume ready");
                 Err(error)
             }
         }

@@ -21,10 +21,12 @@ use lvprov_proto::csi::controller_client::ControllerClient;
 use lvprov_proto::csi::node_client::NodeClient;
 use lvprov_proto::csi::volume_capability::access_mode::Mode;
 use lvprov_proto::csi::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
+use lvprov_proto::csi::volume_content_source::{SnapshotSource, Type as SourceType, VolumeSource};
 use lvprov_proto::csi::{
-    CapacityRange, ControllerExpandVolumeRequest, CreateVolumeRequest, DeleteVolumeRequest, GetCapacityRequest,
-    NodeExpandVolumeRequest, NodeGetVolumeStatsRequest, NodePublishVolumeRequest, NodeUnpublishVolumeRequest, Topology,
-    TopologyRequirement, VolumeCapability,
+    CapacityRange, ControllerExpandVolumeRequest, CreateSnapshotRequest, CreateVolumeRequest, DeleteSnapshotRequest,
+    DeleteVolumeRequest, GetCapacityRequest, ListSnapshotsRequest, NodeExpandVolumeRequest, NodeGetVolumeStatsRequest,
+    NodePublishVolumeRequest, NodeUnpublishVolumeRequest, Topology, TopologyRequirement, VolumeCapability,
+    VolumeContentSource,
 };
 use lvprov_proto::lvprov::inventory_item::Item;
 use lvprov_proto::lvprov::node_admin_client::NodeAdminClient;
@@ -74,7 +76,25 @@ enum Call {
         /// As a raw device.
         #[arg(long)]
         block: bool,
+        /// From this snapshot.
+        #[arg(long)]
+        snapshot: Option<String>,
+        /// From this volume.
+        #[arg(long)]
+        volume: Option<String>,
     },
+    /// Makes a snapshot of a volume.
+    Snapshot {
+        id: String,
+        /// UID of the VolumeSnapshot.
+        uid: String,
+        #[arg(long)]
+        size: Option<String>,
+    },
+    /// Removes a snapshot.
+    DeleteSnapshot { id: String },
+    /// Lists the snapshots.
+    Snapshots,
     /// Extends a volume.
     Expand { id: String, bytes: i64 },
     /// Gives a volume of claim `default/data` to a pod, as kubelet does.
@@ -170,16 +190,40 @@ async fn call(cli: Cli) -> Result<()> {
     let channel = connect(cli.address.ip(), cli.address.port(), Some(TlsDirectory::open(&cli.tls_dir)?))?;
     let mut controller = ControllerClient::new(channel.clone());
     match cli.call {
-        Call::Create { uid, bytes, vg, fs, claim, node, more, patience_ms, block } => {
+        Call::Create { uid, bytes, vg, fs, claim, node, more, patience_ms, block, snapshot, volume } => {
             let mut message = create(&uid, bytes, &vg, &fs, &claim, &node);
             if block {
                 message.volume_capabilities = vec![capability(true, false)];
             }
+            let from = match (snapshot, volume) {
+                (Some(snapshot_id), _) => Some(SourceType::Snapshot(SnapshotSource { snapshot_id })),
+                (None, volume) => volume.map(|volume_id| SourceType::Volume(VolumeSource { volume_id })),
+            };
+            message.volume_content_source = from.map(|from| VolumeContentSource { r#type: Some(from) });
             message.parameters.extend(pairs(&more));
             message.parameters.retain(|_, value| !value.is_empty());
             let mut request = tonic::Request::new(message);
             request.set_timeout(Duration::from_millis(patience_ms));
             println!("{}", created(controller.create_volume(request).await?.into_inner().volume));
+        }
+        Call::Snapshot { id, uid, size } => {
+            let size = size.map(|size| (parameters::SNAPSHOT_SIZE.to_owned(), size));
+            let name = format!("snapshot-{uid}");
+            let parameters = size.into_iter().collect();
+            let request =
+                CreateSnapshotRequest { source_volume_id: id, name, parameters, ..CreateSnapshotRequest::default() };
+            println!("{}", shown(controller.create_snapshot(request).await?.into_inner().snapshot));
+        }
+        Call::DeleteSnapshot { id } => {
+            let request = DeleteSnapshotRequest { snapshot_id: id, ..DeleteSnapshotRequest::default() };
+            controller.delete_snapshot(request).await?;
+            println!("{}", json!({"deleted": true}));
+        }
+        Call::Snapshots => {
+            let all = controller.list_snapshots(ListSnapshotsRequest::default()).await?.into_inner();
+            for entry in all.entries {
+                println!("{}", shown(entry.snapshot));
+            }
         }
         Call::Expand { id, bytes } => {
             let range = CapacityRange { required_bytes: bytes, limit_bytes: 0 };
@@ -401,6 +445,12 @@ async fn metrics(mut channel: Channel) -> Result<()> {
     Ok(())
 }
 
+fn shown(snapshot: Option<lvprov_proto::csi::Snapshot>) -> Value {
+    let snapshot = snapshot.unwrap_or_default();
+    json!({"id": snapshot.snapshot_id, "bytes": snapshot.size_bytes, "source": snapshot.source_volume_id,
+        "ready": snapshot.ready_to_use, "made": snapshot.creation_time.map(|time| time.seconds)})
+}
+
 async fn inventory(channel: Channel) -> Result<Vec<InventoryItem>> {
     let request = InventoryRequest { node: NODE.to_owned() };
     let mut stream = NodeAdminClient::new(channel).inventory(request).await?.into_inner();
@@ -433,6 +483,10 @@ fn show(item: &InventoryItem) -> Value {
                 "since": v.trashed_unix, "until": v.until_unix, "policy": v.delete_policy, "wiping": v.wiping,
                 "class": volume.storage_class, "block": volume.block})
         }
+        Some(Item::Snapshot(v)) => json!({"kind": "snapshot", "vg": v.volume_group, "lv": v.logical_volume,
+            "size": v.size_bytes, "room": v.room_bytes, "used": v.used_percent, "lost": v.lost, "open": v.open,
+            "source": v.source_claim_uid, "uid": v.snapshot_uid, "ofClone": v.of_clone,
+            "name": format!("{}/{}", v.snapshot_namespace, v.snapshot_name)}),
         None => Value::Null,
     }
 }
