@@ -1,7 +1,7 @@
 //! Programs that are built from Go modules of their own in `xtask/`.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -25,12 +25,19 @@ pub struct GoModule {
     pub title: &'static str,
     /// Further flags of the linker, for a version.
     pub linker_flags: fn(&str) -> String,
+    /// What else is needed of its modules: a module, and a directory in it.
+    pub files: Option<(&'static str, &'static str)>,
 }
 
 impl GoModule {
     /// Where the program is.
     pub fn binary(&self) -> PathBuf {
         paths::testbed().join(self.name)
+    }
+
+    /// Where the files are that come with it.
+    pub fn files(&self) -> PathBuf {
+        paths::testbed().join(format!("{}.files", self.name))
     }
 
     /// Builds the program, unless it is there, built from what the sources are now.
@@ -70,10 +77,39 @@ impl GoModule {
             if !status.success() {
                 bail!("{} does not build ({status})", self.title);
             }
+            self.copy_files(&go, &directory)?;
             fs::rename(part, self.binary())?;
             fs::write(marker, key)?;
             Ok(())
         })
+    }
+
+    /// Takes over its files from where Go keeps the module.
+    fn copy_files(&self, go: &Path, directory: &Path) -> Result<()> {
+        let Some((module, within)) = self.files else { return Ok(()) };
+        let output = Command::new(go)
+            .current_dir(directory)
+            .args(["list", "-m", "-f", "{{.Dir}}", module])
+            .env("GOTOOLCHAIN", "local")
+            .env("GOFLAGS", "")
+            .stderr(std::process::Stdio::inherit())
+            .output()
+            .with_context(|| format!("cannot run {}", go.display()))?;
+        let kept = String::from_utf8(output.stdout)?;
+        if !output.status.success() || kept.trim().is_empty() {
+            bail!("go.mod of {} does not have module {module} ({})", self.name, output.status);
+        }
+        let to = self.files();
+        fs::create_dir_all(&to)?;
+        let from = Path::new(kept.trim()).join(within);
+        for entry in fs::read_dir(&from).with_context(|| format!("cannot read {}", from.display()))? {
+            let entry = entry?;
+            if entry.file_type()?.is_file() {
+                // What Go keeps may only be read.
+                fs::write(to.join(entry.file_name()), fs::read(entry.path())?)?;
+            }
+        }
+        Ok(())
     }
 }
 

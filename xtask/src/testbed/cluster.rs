@@ -20,7 +20,7 @@ use super::node::{BRIDGE, make_bridge};
 use crate::progress::say;
 use crate::sandbox::{Life, Sandbox};
 use crate::setup::binaries::{self, Profile};
-use crate::setup::kubernetes::KUBERNETES;
+use crate::setup::kubernetes::{KUBERNETES, SNAPSHOT_CONTROLLER};
 
 /// How often kubelet is started before that is given up.
 const KUBELET_STARTS: usize = 20;
@@ -193,6 +193,18 @@ impl Cluster {
         }
         self.control.spawn(&manager, log("controller-manager"))?;
         self.control.spawn(&components::scheduler(&self.kubernetes, &self.pki), log("scheduler"))?;
+        if self.options.control_only {
+            return Ok(());
+        }
+        let definitions: Vec<String> = fs::read_dir(SNAPSHOT_CONTROLLER.files())
+            .context("the snapshot-controller is not built: `cargo xtask setup` does that")?
+            .filter_map(|entry| Some(entry.ok()?.path().display().to_string()))
+            // Not those of groups of snapshots.
+            .filter(|path| path.contains("/snapshot.storage.k8s.io_"))
+            .collect();
+        self.kubectl(["apply".to_owned(), "-f".to_owned(), definitions.join(",")])?;
+        let controller = components::snapshot_controller(&SNAPSHOT_CONTROLLER.binary(), &self.pki);
+        self.control.spawn(&controller, log("snapshot-controller"))?;
         Ok(())
     }
 

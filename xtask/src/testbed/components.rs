@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::certificates::{CONTROLLER_MANAGER, Identity, LVPROV, Pki, SCHEDULER};
+use super::certificates::{ADMIN, CONTROLLER_MANAGER, Identity, LVPROV, Pki, SCHEDULER};
 use super::image::PAUSE;
 use super::node::BRIDGE;
 use crate::agent::Command;
@@ -120,6 +120,11 @@ pub fn scheduler(kubernetes: &Path, pki: &Pki) -> Command {
     let mut flags = kubeconfigs(pki, SCHEDULER);
     flags.push("--leader-elect=false".into());
     component(kubernetes, "kube-scheduler", flags)
+}
+
+/// The snapshot-controller, as a cluster's admin.
+pub fn snapshot_controller(binary: &Path, pki: &Pki) -> Command {
+    Command::new([binary.display().to_string(), flag("kubeconfig", pki.kubeconfig(ADMIN.0))])
 }
 
 fn kubeconfigs(pki: &Pki, identity: Identity) -> Vec<String> {
