@@ -273,6 +273,12 @@ impl Wanted {
             return Err(AdminError::Refused(format!("StorageClass {class} is not one of lvprov")));
         }
         let request = validate(&claim, &found).map_err(|refusal| AdminError::Refused(refusal.to_string()))?;
+        if let Some(data) = &request.data {
+            return Err(AdminError::Refused(format!(
+                "the claim asks for the data of {data}, and the volume holds others. Make it again without \
+                 spec.dataSource"
+            )));
+        }
         Ok(Self { claim, class: found, request })
     }
 

@@ -10,9 +10,11 @@ use kube::Client;
 use kube::runtime::reflector::Store;
 
 use super::calls::Calls;
+use super::claim::Held;
 use super::error::Failures;
 use super::events::Events;
 use super::nodes::Nodes;
+use super::snapshot::Snapshots;
 
 /// What all reconciliations share.
 pub struct Context {
@@ -32,6 +34,10 @@ pub struct Context {
     pub claims: Store<PersistentVolumeClaim>,
     /// As watched.
     pub volumes: Store<PersistentVolume>,
+    /// The cluster's snapshots.
+    pub snapshots: Arc<Snapshots>,
+    /// Claims that can be served on one node only, and wait for it.
+    pub held: Held,
     /// What has failed lately, by UID.
     pub failures: Failures,
     /// What nodes were asked to make, and may have made.

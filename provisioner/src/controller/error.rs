@@ -46,6 +46,11 @@ pub fn is_not_found(error: &kube::Error) -> bool {
     code(error) == Some(404)
 }
 
+/// Whether the API server says that this may not be done.
+pub fn is_forbidden(error: &kube::Error) -> bool {
+    code(error) == Some(403)
+}
+
 /// Whether the object has changed since it was read: who changed it has caused
 /// another reconciliation.
 pub fn is_conflict(error: &kube::Error) -> bool {

@@ -1,4 +1,4 @@
-//! Events on claims, PVs, pods, nodes and Secrets: what users are told, and that it is told once.
+//! Events on claims, PVs, snapshots, pods, nodes and Secrets: what users are told, and that it is told once.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -67,6 +67,18 @@ pub enum Reason {
     VolumeKept,
     /// A pod's volume cannot be unmounted; kubelet goes on trying.
     FailedUnmount,
+    /// The claim is for a volume populator.
+    LeftToPopulator,
+    /// What a claim's volume is to hold is not there, or not ready yet.
+    DataNotReady,
+    /// A snapshot could not be taken, or looked at; it is tried again.
+    SnapshotFailed,
+    /// A snapshot cannot be used any more.
+    SnapshotLost,
+    /// A snapshot that is to go is still needed on its node.
+    SnapshotInUse,
+    /// A snapshot could not be removed; it is tried again.
+    SnapshotDeleteFailed,
     /// A certificate, or an authority, has been made anew.
     CertificateRenewed,
     /// A certificate is not renewed, or a node does not use the new one.
@@ -97,6 +109,12 @@ impl Reason {
             Self::VolumeDeleteFailed => "VolumeDeleteFailed",
             Self::VolumeKept => "VolumeKept",
             Self::FailedUnmount => "FailedUnmount",
+            Self::LeftToPopulator => "LeftToPopulator",
+            Self::DataNotReady => "DataNotReady",
+            Self::SnapshotFailed => "SnapshotFailed",
+            Self::SnapshotLost => "SnapshotLost",
+            Self::SnapshotInUse => "SnapshotInUse",
+            Self::SnapshotDeleteFailed => "SnapshotDeleteFailed",
             Self::CertificateRenewed => "CertificateRenewed",
             Self::CertificateNotRenewed => "CertificateNotRenewed",
         }
@@ -107,6 +125,7 @@ impl Reason {
             Self::ProvisioningSucceeded
             | Self::VolumeGrown
             | Self::VolumeGrowthWithdrawn
+            | Self::LeftToPopulator
             | Self::CertificateRenewed => EventType::Normal,
             _ => EventType::Warning,
         }
@@ -114,20 +133,25 @@ impl Reason {
 
     fn action(self) -> &'static str {
         match self {
-            Self::ClaimRefused => "Validate",
+            Self::ClaimRefused | Self::LeftToPopulator => "Validate",
             Self::NoNodeHasRoom => "Place",
             Self::NodeGone
             | Self::NodeNotAllowed
             | Self::NodeUnreachable
             | Self::NoVolumeGroup
             | Self::NotEnoughSpace => "HandBack",
-            Self::ProvisioningFailed | Self::ProvisioningSucceeded => "Provision",
+            Self::ProvisioningFailed | Self::ProvisioningSucceeded | Self::DataNotReady => "Provision",
+            Self::SnapshotFailed | Self::SnapshotLost => "Snapshot",
             Self::VolumeGrowthImpossible
             | Self::VolumeGrowthFailed
             | Self::VolumeGrown
             | Self::VolumeGrowthWithdrawn => "Grow",
             Self::NodeLost | Self::NodeLossStopped | Self::ClaimGivenUp | Self::VolumeLeftBehind => "GiveUp",
-            Self::VolumeInUse | Self::VolumeDeleteFailed | Self::VolumeKept => "Delete",
+            Self::VolumeInUse
+            | Self::VolumeDeleteFailed
+            | Self::VolumeKept
+            | Self::SnapshotInUse
+            | Self::SnapshotDeleteFailed => "Delete",
             Self::FailedUnmount => "Unmount",
             Self::CertificateRenewed | Self::CertificateNotRenewed => "Renew",
         }
@@ -167,7 +191,7 @@ impl Events {
         K: Resource<DynamicType = ()>,
     {
         let reference = object.object_ref(&());
-        self.tell_reference(&reference, reason, note).await;
+        self.tell_about(&reference, reason, note).await;
     }
 
     /// As [`Events::tell`], for texts that keep changing: where an earlier one
@@ -182,7 +206,7 @@ impl Events {
         if let Some(left) = self.too_fresh(&reference, reason, &note) {
             return Some(left);
         }
-        self.tell_reference(&reference, reason, note).await;
+        self.tell_about(&reference, reason, note).await;
         None
     }
 
@@ -197,7 +221,8 @@ impl Events {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn tell_reference(&self, reference: &ObjectReference, reason: Reason, note: String) {
+    /// As [`Events::tell`], on an object that is only known by a reference.
+    pub async fn tell_about(&self, reference: &ObjectReference, reason: Reason, note: String) {
         let note = shortened(note);
         let Some(recorder) = self.recorder_for(reference, reason, &note) else {
             return;

@@ -1,8 +1,8 @@
 //! `lvprov controller`: claims in, volumes and PersistentVolumes out.
 //!
 //! One of several controllers acts, by a Lease. It is driven by watches: of
-//! claims, PersistentVolumes, classes and nodes at the API server, and of
-//! capacity at each node. It keeps nothing on disk: all it knows it reads from
+//! claims, PersistentVolumes, snapshots, classes and nodes at the API server,
+//! and of capacity at each node. It keeps nothing on disk: all it knows it reads from
 //! the API and the nodes again after a restart.
 
 mod calls;
@@ -23,6 +23,7 @@ mod renewal;
 #[cfg(test)]
 mod scenarios;
 mod slim;
+pub(crate) mod snapshot;
 mod topology;
 mod trouble;
 pub(crate) mod validate;
@@ -53,12 +54,14 @@ use crate::names::{NAMESPACE, NODE_PORT};
 use crate::tls::TlsError;
 use crate::with_causes;
 use calls::Calls;
-use claim::ClassChanged;
+use claim::{ClassChanged, Held};
 use context::{Context, Lately};
 use error::{Error, Failures, Row};
 use events::Events;
 use lease::Election;
 use nodes::{News, Nodes};
+use snapshot::Snapshots;
+use snapshot::types::VolumeSnapshotContent;
 
 /// So much news is taken at once…
 const MANY: usize = 1024;
@@ -208,6 +211,8 @@ async fn act(args: &Args, client: Client, identity: String) -> Result<(), Contro
     let (class_changed, _) = broadcast::channel(256);
     let claim_controller = controller::<PersistentVolumeClaim>(&client, slim::claim);
     let volume_controller = controller::<PersistentVolume>(&client, slim::volume);
+    let (contents, content_writer) = store::<VolumeSnapshotContent>();
+    let snapshots = Arc::new(Snapshots::new(contents.clone()));
     let ctx = Arc::new(Context {
         events,
         cluster,
@@ -216,6 +221,8 @@ async fn act(args: &Args, client: Client, identity: String) -> Result<(), Contro
         classes: classes.clone(),
         claims: claim_controller.store(),
         volumes: volume_controller.store(),
+        snapshots: snapshots.clone(),
+        held: Held::default(),
         failures: Failures::default(),
         calls: Calls::default(),
         published: Lately::default(),
@@ -230,6 +237,9 @@ async fn act(args: &Args, client: Client, identity: String) -> Result<(), Contro
     let ageing = renewal::tell_nodes(ctx.clone(), nodes.ageing());
     let claim_triggers = claim_triggers(&ctx, &class_changed);
     let volume_triggers = volume_triggers(&ctx);
+    let content_triggers = snapshot::triggers(&ctx);
+    let content_watch =
+        snapshot::watch(client.clone(), snapshots, snapshot::SELDOM).modify(slim::content).reflect(content_writer);
     let publisher = capacity::Publisher::new(
         client.clone(),
         args.namespace.clone(),
@@ -296,7 +306,18 @@ async fn act(args: &Args, client: Client, identity: String) -> Result<(), Contro
                 loss::run(ctx.clone(), settings).await;
             }
         };
-        futures::future::join4(volumes, claims, left, lost).await;
+        // Where there are none, this waits.
+        let contents = async {
+            if ctx.volumes.wait_until_ready().await.is_err() {
+                return;
+            }
+            Controller::for_stream(content_watch.applied_objects(), contents)
+                .reconcile_on(content_triggers)
+                .run(snapshot::reconcile, again, ctx.clone())
+                .for_each(|done| report("VolumeSnapshotContent", done))
+                .await;
+        };
+        futures::future::join5(volumes, claims, left, lost, contents).await;
     };
     tokio::select! {
         () = work => Err(ControllerError::Ended("claims and volumes")),
@@ -395,7 +416,7 @@ fn claim_triggers(
         };
         let mut concerned = Vec::new();
         for news in each {
-            concerned.extend(claim::concerned_by_node(news, &all.claims));
+            concerned.extend(claim::concerned_by_node(news, &all));
             concerned.extend(growth::concerned_by_node(news, &all));
         }
         stream::iter(concerned)
@@ -403,14 +424,27 @@ fn claim_triggers(
     let claims = ctx.claims.clone();
     let by_class = BroadcastStream::new(class_changed.subscribe())
         .flat_map(move |class| stream::iter(claim::concerned_by_class(&class.unwrap_or(ClassChanged::Any), &claims)));
-    stream::select(by_node, by_class)
+    let all = ctx.clone();
+    // An error: too much has happened to hear of each.
+    let by_snapshot = BroadcastStream::new(ctx.snapshots.ready())
+        .flat_map(move |snapshot| stream::iter(claim::concerned_by_snapshot(snapshot.ok().as_ref(), &all)));
+    let all = ctx.clone();
+    let by_snapshot_gone = BroadcastStream::new(ctx.snapshots.gone())
+        .flat_map(move |node| stream::iter(growth::concerned_by_snapshot_gone(node.ok().as_deref(), &all)));
+    stream::select(stream::select(by_node, by_class), stream::select(by_snapshot, by_snapshot_gone))
 }
 
-/// Volumes to look at again for what happened to a node: those whose removal
-/// waits for it.
+/// Volumes to look at again for what happened to a node, or to a snapshot there:
+/// those whose removal waits for it.
 fn volume_triggers(ctx: &Context) -> impl Stream<Item = ObjectRef<PersistentVolume>> + Send + 'static {
     let (volumes, nodes) = (ctx.volumes.clone(), ctx.nodes.clone());
-    BroadcastStream::new(ctx.nodes.news()).ready_chunks(MANY).flat_map(move |news| {
+    let by_snapshot = BroadcastStream::new(ctx.snapshots.gone()).flat_map({
+        let volumes = volumes.clone();
+        move |node| {
+            stream::iter(waiting_for_removal(&volumes, |topology| node.as_ref().ok().is_none_or(|it| it == topology)))
+        }
+    });
+    let by_node = BroadcastStream::new(ctx.nodes.news()).ready_chunks(MANY).flat_map(move |news| {
         let mut up = HashSet::new();
         let mut any = false;
         for one in news {
@@ -427,13 +461,20 @@ fn volume_triggers(ctx: &Context) -> impl Stream<Item = ObjectRef<PersistentVolu
         if up.is_empty() && !any {
             return stream::iter(Vec::new());
         }
-        let waits = |volume: &PersistentVolume| {
-            volume::need(volume) == volume::Need::Removal
-                && volume::place_of(volume).is_some_and(|place| any || up.contains(&place.topology))
-        };
-        let waiting = volumes.state_filter(waits);
-        stream::iter(waiting.iter().map(|volume| ObjectRef::from_obj(&**volume)).collect::<Vec<_>>())
-    })
+        stream::iter(waiting_for_removal(&volumes, |topology| any || up.contains(topology)))
+    });
+    stream::select(by_node, by_snapshot)
+}
+
+fn waiting_for_removal(
+    volumes: &Store<PersistentVolume>,
+    concerned: impl Fn(&String) -> bool,
+) -> Vec<ObjectRef<PersistentVolume>> {
+    let waits = |volume: &PersistentVolume| {
+        volume::need(volume) == volume::Need::Removal
+            && volume::place_of(volume).is_some_and(|place| concerned(&place.topology))
+    };
+    volumes.state_filter(waits).iter().map(|volume| ObjectRef::from_obj(&**volume)).collect()
 }
 
 /// When to try again what has failed.

@@ -156,6 +156,7 @@ mod tests {
     fn request(bytes: u64) -> Request {
         Request {
             source: Source::default(),
+            data: None,
             volume_group: GroupChoice::Group(VgName::parse("vg0").unwrap()),
             layout: Layout::Linear,
             fs_type: FsType::Xfs,

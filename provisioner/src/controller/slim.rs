@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Node, NodeStatus, PersistentVolume, PersistentV
 use kube::{Resource, ResourceExt};
 
 use super::names::PROVISIONED_BY;
+use super::snapshot::types::{ContentSpec, VolumeSnapshotContent};
 use super::volume::logical_volume_of;
 use crate::names::DRIVER;
 
@@ -49,6 +50,18 @@ pub fn volume(volume: &mut PersistentVolume) {
         volume.metadata.annotations = None;
         volume.spec = None;
         volume.status = None;
+    }
+}
+
+/// A content. Of others' nothing but whose it is.
+pub fn content(content: &mut VolumeSnapshotContent) {
+    object(content);
+    content.metadata.labels = None;
+    if !content.is_ours() {
+        content.metadata.annotations = None;
+        let driver = std::mem::take(&mut content.spec.driver);
+        content.spec = ContentSpec { driver, ..ContentSpec::default() };
+        content.status = None;
     }
 }
 

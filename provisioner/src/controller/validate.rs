@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, PersistentVolumeClaimSpec};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::ResourceExt;
 
@@ -21,6 +21,7 @@ use lvm::size::{QuantityError, human};
 use super::loss::policy;
 use super::names::BETA_STORAGE_CLASS;
 use super::quantity::storage_of;
+use super::snapshot::types::GROUP;
 use super::topology::Topologies;
 use crate::names::parameters::{DELETE_POLICY, DEVICE_CLASS, FS_TYPE, TRASH_TIME, VOLUME_GROUP};
 use crate::names::{MKFS_OPTIONS, ON_NODE_LOSS, SOURCE};
@@ -100,11 +101,31 @@ impl End {
     }
 }
 
+/// What a new volume is to hold; in the namespace of its claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Data {
+    /// What this VolumeSnapshot does.
+    Snapshot(String),
+    /// What the volume of this claim does.
+    Claim(String),
+}
+
+impl fmt::Display for Data {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Snapshot(name) => write!(f, "VolumeSnapshot {name}"),
+            Self::Claim(name) => write!(f, "claim {name}"),
+        }
+    }
+}
+
 /// A claim that can be served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     /// Kind of its PV.
     pub source: Source,
+    /// What it is to be filled with.
+    pub data: Option<Data>,
     /// Volume group to carve from.
     pub volume_group: GroupChoice,
     /// How the volume lies on the group's disks.
@@ -159,10 +180,20 @@ pub enum Refusal {
     )]
     Selector,
     #[error(
-        "a volume cannot be filled from another one ({0}). Delete the claim and make it again \
-         without spec.dataSource and spec.dataSourceRef"
+        "its dataSourceRef is {0}, which is for a volume populator to serve: lvprov makes no volume for it. Without such a \
+         populator, delete the claim and make it again without spec.dataSourceRef"
     )]
-    DataSource(String),
+    Populated(String),
+    #[error(
+        "its dataSourceRef is {what} of namespace {namespace}, and data of another namespace are not served. Delete the \
+         claim and make it again there, or with a source of its own namespace"
+    )]
+    OtherNamespace { what: String, namespace: String },
+    #[error(
+        "{data} cannot be its dataSource: Kubernetes has no snapshots and clones for FlexVolumes, and StorageClass {class} \
+         has source flexvolume. Delete the claim and make it again with a class that has parameters: {{source: csi}}"
+    )]
+    DataForFlexvolume { data: Data, class: String },
     #[error(
         "VolumeAttributesClass {0} cannot be honoured by volumes of this class. Delete the claim \
          and make it again without spec.volumeAttributesClassName"
@@ -248,6 +279,8 @@ pub fn validate(claim: &PersistentVolumeClaim, class: &StorageClass) -> Result<R
     let spec = claim.spec.clone().unwrap_or_default();
     let class_name = class.name_any();
 
+    // Before all else: such a claim is not ours, whatever else it says.
+    let data = data_of(&spec, &claim.namespace().unwrap_or_default())?;
     let access_modes = spec.access_modes.unwrap_or_default();
     if access_modes.is_empty() {
         return Err(Refusal::NoAccessMode);
@@ -264,13 +297,6 @@ pub fn validate(claim: &PersistentVolumeClaim, class: &StorageClass) -> Result<R
     if spec.selector.is_some() {
         return Err(Refusal::Selector);
     }
-    let source = spec
-        .data_source_ref
-        .map(|source| format!("{} {}", source.kind, source.name))
-        .or_else(|| spec.data_source.map(|source| format!("{} {}", source.kind, source.name)));
-    if let Some(source) = source {
-        return Err(Refusal::DataSource(source));
-    }
     if let Some(attributes) = spec.volume_attributes_class_name
         && !attributes.is_empty()
     {
@@ -286,8 +312,14 @@ pub fn validate(claim: &PersistentVolumeClaim, class: &StorageClass) -> Result<R
     if !block && bytes < template.fs_type.minimum_size() {
         return Err(Refusal::TooSmall { asked: bytes, fs_type: template.fs_type });
     }
+    if let Some(data) = &data
+        && template.source != Source::Csi
+    {
+        return Err(Refusal::DataForFlexvolume { data: data.clone(), class: class_name });
+    }
     Ok(Request {
         source: template.source,
+        data,
         volume_group: template.volume_group,
         layout: template.layout,
         fs_type: template.fs_type,
@@ -299,6 +331,31 @@ pub fn validate(claim: &PersistentVolumeClaim, class: &StorageClass) -> Result<R
         access_modes,
         topologies: template.topologies,
     })
+}
+
+/// Whether a claim asks for a volume with data in it, whoever fills it.
+pub fn asks_for_data(claim: &PersistentVolumeClaim) -> bool {
+    claim.spec.as_ref().is_some_and(|spec| spec.data_source.is_some() || spec.data_source_ref.is_some())
+}
+
+/// What a claim is to be filled with. The API server keeps `dataSource` and
+/// `dataSourceRef` equal where the older of the two can say it.
+fn data_of(spec: &PersistentVolumeClaimSpec, own_namespace: &str) -> Result<Option<Data>, Refusal> {
+    let by_ref = spec.data_source_ref.as_ref().map(|it| (&it.api_group, &it.kind, &it.name, it.namespace.as_deref()));
+    let source = by_ref.or_else(|| spec.data_source.as_ref().map(|it| (&it.api_group, &it.kind, &it.name, None)));
+    let Some((group, kind, name, namespace)) = source else { return Ok(None) };
+    let data = match (group.as_deref().unwrap_or_default(), kind.as_str()) {
+        (GROUP, "VolumeSnapshot") => Data::Snapshot(name.clone()),
+        ("", "PersistentVolumeClaim") => Data::Claim(name.clone()),
+        (group, kind) => {
+            let named = format!("{kind} {name}{}{group}", if group.is_empty() { "" } else { " of " });
+            return Err(Refusal::Populated(named.chars().take(200).collect()));
+        }
+    };
+    match namespace.filter(|namespace| !namespace.is_empty() && *namespace != own_namespace) {
+        Some(other) => Err(Refusal::OtherNamespace { what: data.to_string(), namespace: other.to_owned() }),
+        None => Ok(Some(data)),
+    }
 }
 
 /// What a class says of all its volumes.
@@ -656,13 +713,49 @@ mod tests {
         assert!(text.contains("spec.selector"), "{text}");
     }
 
+    fn of_csi() -> StorageClass {
+        class(|c| c["parameters"]["source"] = json!("csi"))
+    }
+
     #[test]
-    fn sources_are_refused() {
+    fn data_come_from_a_snapshot_or_a_claim_of_the_same_namespace() {
+        let snapshot = json!({"kind": "VolumeSnapshot", "name": "s1", "apiGroup": "snapshot.storage.k8s.io"});
+        let other = json!({"kind": "PersistentVolumeClaim", "name": "c1"});
         for field in ["dataSource", "dataSourceRef"] {
-            let source = json!({"kind": "VolumeSnapshot", "name": "s1", "apiGroup": "snapshot.storage.k8s.io"});
-            let text = refused_claim(|c| c["spec"][field] = source);
-            assert!(text.contains("VolumeSnapshot s1"), "{text}");
+            let data = |source: &Value| {
+                let claim = claim(|c| c["spec"][field] = source.clone());
+                assert!(asks_for_data(&claim));
+                validate(&claim, &of_csi()).unwrap().data
+            };
+            assert_eq!(data(&snapshot), Some(Data::Snapshot("s1".into())));
+            assert_eq!(data(&other), Some(Data::Claim("c1".into())));
+            let text = refused_claim(|c| c["spec"][field] = snapshot.clone());
+            assert!(text.contains("VolumeSnapshot s1") && text.contains("source: csi"), "{text}");
         }
+        assert_eq!(validate(&claim(|_| ()), &of_csi()).unwrap().data, None);
+        let named = |namespace: &str| {
+            let mut source = snapshot.clone();
+            source["namespace"] = json!(namespace);
+            validate(&claim(|c| c["spec"]["dataSourceRef"] = source), &of_csi())
+        };
+        assert_eq!(named("default").unwrap().data, Some(Data::Snapshot("s1".into())));
+        let text = named("shop").unwrap_err().to_string();
+        assert!(text.contains("VolumeSnapshot s1 of namespace shop"), "{text}");
+    }
+
+    #[test]
+    fn what_a_populator_serves_is_not_refused_for_anything_else() {
+        let source = json!({"kind": "Hello", "name": "h1", "apiGroup": "hello.example.com"});
+        let populated = |c: &mut Value| {
+            c["spec"]["dataSourceRef"] = source.clone();
+            c["spec"]["accessModes"] = json!(["ReadWriteMany"]);
+        };
+        let refusal = validate(&claim(populated), &class(|_| ())).unwrap_err();
+        assert_eq!(refusal, Refusal::Populated("Hello h1 of hello.example.com".into()));
+        // Of the same kind, and of another group.
+        let other = json!({"kind": "VolumeSnapshot", "name": "s1"});
+        let refusal = validate(&claim(|c| c["spec"]["dataSourceRef"] = other), &of_csi()).unwrap_err();
+        assert_eq!(refusal, Refusal::Populated("VolumeSnapshot s1".into()));
     }
 
     #[test]

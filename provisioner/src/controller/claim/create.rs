@@ -9,7 +9,9 @@ use lvm::fault;
 use lvprov_proto::csi::controller_client::ControllerClient;
 use lvprov_proto::csi::volume_capability::access_mode::Mode;
 use lvprov_proto::csi::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
-use lvprov_proto::csi::{CapacityRange, CreateVolumeRequest, Topology, TopologyRequirement, VolumeCapability};
+use lvprov_proto::csi::{
+    CapacityRange, CreateVolumeRequest, Topology, TopologyRequirement, VolumeCapability, VolumeContentSource,
+};
 use tonic::Status;
 
 use crate::controller::context::Context;
@@ -23,15 +25,17 @@ use crate::names::{TOPOLOGY_NODE, context, parameters};
 /// For one call that makes a logical volume.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The inner result is the node's answer.
+/// The inner result is the node's answer; `source`: what is to be in it.
 pub(super) async fn create(
     claim: &PersistentVolumeClaim,
     request: &Request,
+    source: Option<&VolumeContentSource>,
     node: &str,
     reached: &Reached,
     ctx: &Context,
 ) -> Result<Result<Made, Status>, Error> {
-    let message = create_request(claim, request, &reached.topology, &ctx.cluster);
+    let mut message = create_request(claim, request, &reached.topology, &ctx.cluster);
+    message.volume_content_source = source.cloned();
     let answer = async {
         let call = call_to(node, message, CREATE_TIMEOUT)?;
         ControllerClient::new(reached.channel.clone()).create_volume(call).await
@@ -52,6 +56,10 @@ pub(super) async fn create(
         .ok()
         .filter(|bytes| *bytes >= request.bytes)
         .ok_or_else(|| wrong(format!("was asked for {} bytes and made {}", request.bytes, volume.capacity_bytes)))?;
+    // A node service that knows of no sources makes an empty volume.
+    if volume.content_source.as_ref() != source {
+        return Err(wrong(format!("made {} and does not say what is in it", volume.volume_id)));
+    }
     // A csi PV keeps this for ever, and without it no pod could mount the volume.
     let owner = [
         (context::CLAIM_NAMESPACE, claim.namespace().unwrap_or_default()),

@@ -3,7 +3,10 @@
 
 mod concerned;
 mod create;
+mod data;
+mod held;
 mod refused;
+mod restore;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,14 +28,18 @@ use super::error::{Doing, Error, Row, already_exists, is_not_found};
 use super::events::Reason;
 use super::growth;
 use super::names::{SELECTED_NODE, STORAGE_PROVISIONER, volume_of};
-use super::nodes::State;
+use super::nodes::{Reached, State, View};
 use super::placement::{self, Fit};
-use super::validate::{GroupChoice, Request, class_name, validate};
+use super::validate::{GroupChoice, Refusal, Request, class_name, validate};
 use super::volume::{Made, Place, build, place_of};
 use crate::names::DRIVER;
-pub use concerned::{ClassChanged, concerned_by_class, concerned_by_node};
+pub use concerned::{ClassChanged, concerned_by_class, concerned_by_node, concerned_by_snapshot};
 use create::create;
+pub use held::Held;
+use lvprov_proto::csi::VolumeContentSource;
 use refused::{failed, hand_back, next, unreachable};
+
+use tonic::Status;
 
 /// Between attempts, where somebody has to do something first.
 const PARKED: Duration = Duration::from_secs(5 * 60);
@@ -57,6 +64,7 @@ pub async fn reconcile(claim: Arc<PersistentVolumeClaim>, ctx: Arc<Context>) -> 
     if claim.metadata.deletion_timestamp.is_some() {
         // What a node may have made for it is not needed now.
         ctx.calls.look();
+        ctx.held.end(&claim.uid().unwrap_or_default());
         return Ok(Action::await_change());
     }
     if !waits(&claim) {
@@ -81,10 +89,17 @@ pub async fn reconcile(claim: Arc<PersistentVolumeClaim>, ctx: Arc<Context>) -> 
     let request = match validate(&claim, &class) {
         Ok(request) => request,
         Err(refusal) => {
-            ctx.events.tell(&*claim, Reason::ClaimRefused, refusal.to_string()).await;
+            let reason = match refusal {
+                Refusal::Populated(_) => Reason::LeftToPopulator,
+                _ => Reason::ClaimRefused,
+            };
+            ctx.events.tell(&*claim, reason, refusal.to_string()).await;
             return Ok(Action::await_change());
         }
     };
+    if let Some(data) = &request.data {
+        return restore::provision(&claim, &class, &request, data, &ctx).await;
+    }
     match selected_node(&claim) {
         Some(node) => provision(&claim, &class, &request, node, &ctx).await,
         None => Ok(unplaced(&claim, class_name, &request, &ctx).await),
@@ -111,13 +126,8 @@ async fn provision(
     node: &str,
     ctx: &Context,
 ) -> Result<Action, Error> {
-    let uid = claim.uid().unwrap_or_default();
-    if let Some(volume) = ctx.volumes.get(&ObjectRef::new(&volume_of(&uid))) {
-        return known(claim, &volume, ctx).await;
-    }
-    // The watch may bring our own PV later than the claim's next change.
-    if let Some(left) = ctx.published.left(&uid) {
-        return Ok(Action::requeue(left));
+    if let Some(action) = already(claim, ctx).await? {
+        return Ok(action);
     }
     let Some(labels) = labels_of(node, ctx).await? else {
         let note =
@@ -141,36 +151,78 @@ async fn provision(
             return unreachable(claim, node, since, &unreached.why, ctx).await;
         }
     };
-    // A class that names a group means it, whether the node has reported it yet or not.
-    let volume_group = match &request.volume_group {
-        GroupChoice::Group(name) => name.to_string(),
-        choice => match ctx.nodes.view(node) {
-            Some(view) if matches!(view.state, State::Up(_)) => match view.chosen(choice) {
-                Some(group) => group.name.clone(),
-                None => {
-                    let note = format!(
-                        "node {node}, chosen for the pod of this claim, lacks {choice}; the scheduler chooses another one"
-                    );
-                    return hand_back(claim, node, Reason::NoVolumeGroup, note, ctx).await;
-                }
-            },
+    let view = ctx.nodes.view(node);
+    let Some(volume_group) = group_of(request, view.as_ref()) else {
+        if !view.is_some_and(|view| matches!(view.state, State::Up(_))) {
             // Its report comes first.
-            _ => return Ok(Action::requeue(Duration::from_secs(1))),
-        },
+            return Ok(Action::requeue(Duration::from_secs(1)));
+        }
+        let note = format!(
+            "node {node}, chosen for the pod of this claim, lacks {}; the scheduler chooses another one",
+            request.volume_group
+        );
+        return hand_back(claim, node, Reason::NoVolumeGroup, note, ctx).await;
     };
+    match make(claim, class, request, Target { node, reached: &reached, volume_group, source: None }, ctx).await? {
+        Ok(action) => Ok(action),
+        Err(status) => failed(claim, node, &status, next(&status), ctx).await,
+    }
+}
+
+/// What follows where there is a PV for the claim, or was made a moment ago.
+async fn already(claim: &PersistentVolumeClaim, ctx: &Context) -> Result<Option<Action>, Error> {
+    let uid = claim.uid().unwrap_or_default();
+    if let Some(volume) = ctx.volumes.get(&ObjectRef::new(&volume_of(&uid))) {
+        return known(claim, &volume, ctx).await.map(Some);
+    }
+    // The watch may bring our own PV later than the claim's next change.
+    Ok(ctx.published.left(&uid).map(Action::requeue))
+}
+
+/// The volume group that a node has for the claim, as far as it has reported. A
+/// class that names a group means it, reported or not.
+fn group_of(request: &Request, view: Option<&View>) -> Option<String> {
+    match &request.volume_group {
+        GroupChoice::Group(name) => Some(name.to_string()),
+        choice => view?.chosen(choice).map(|group| group.name.clone()),
+    }
+}
+
+/// Where a volume is to be made, and with what in it.
+struct Target<'a> {
+    node: &'a str,
+    reached: &'a Reached,
+    volume_group: String,
+    source: Option<&'a VolumeContentSource>,
+}
+
+/// Has a node make the volume, and makes its PV. The inner error is the node's
+/// refusal.
+async fn make(
+    claim: &PersistentVolumeClaim,
+    class: &StorageClass,
+    request: &Request,
+    target: Target<'_>,
+    ctx: &Context,
+) -> Result<Result<Action, Status>, Error> {
+    let Target { node, reached, volume_group, source } = target;
+    let uid = claim.uid().unwrap_or_default();
     let place = Place { topology: reached.topology.clone(), volume_group, logical_volume: volume_of(&uid) };
     let Some(call) = ctx.calls.begin(wanted(claim, place)) else {
         // What an earlier call may have left is just being removed.
-        return Ok(Action::requeue(Duration::from_secs(1)));
+        return Ok(Ok(Action::requeue(Duration::from_secs(1))));
     };
-    let made = match create(claim, request, node, &reached, ctx).await? {
+    let made = match create(claim, request, source, node, reached, ctx).await? {
         Ok(made) => made,
         Err(status) => {
-            let next = next(&status);
-            if next.is_definite() {
+            let is_definite = match source {
+                None => next(&status).is_definite(),
+                Some(_) => restore::is_definite(&status),
+            };
+            if is_definite {
                 call.settled();
             }
-            return failed(claim, node, &status, next, ctx).await;
+            return Ok(Err(status));
         }
     };
     ctx.failures.end(&uid, Row::Silence);
@@ -181,7 +233,7 @@ async fn provision(
         volume = made.logical_volume,
         "made the volume"
     );
-    publish(claim, &build(claim, class, request, &made), &made, call, ctx).await
+    publish(claim, &build(claim, class, request, &made), &made, call, ctx).await.map(Ok)
 }
 
 /// There is a PV of the claim's name already.

@@ -23,7 +23,7 @@ use lvm::size::human;
 use serde_json::Value;
 
 use super::context::Context;
-use super::error::{Doing, Error, is_conflict, is_not_found};
+use super::error::{Doing, Error, Row, is_conflict, is_not_found};
 use super::names::{GROWTH_ENDED, PRE_RESIZE_CAPACITY, STORAGE};
 use super::nodes::{Group, News};
 use super::quantity::storage_of;
@@ -189,12 +189,29 @@ pub fn concerned_by_node(news: Option<&News>, ctx: &Context) -> Vec<ObjectRef<Pe
         },
         Some(News::Changed(_) | News::Down(_) | News::Gone(_)) => return Vec::new(),
     };
+    waiting_on(node.as_deref(), ctx)
+}
+
+/// As [`concerned_by_node`], for a snapshot that has gone from a node: it may
+/// have been in the way of a growth there.
+pub fn concerned_by_snapshot_gone(node: Option<&str>, ctx: &Context) -> Vec<ObjectRef<PersistentVolumeClaim>> {
+    let waiting = waiting_on(node, ctx);
+    for claim in &waiting {
+        if let Some(claim) = ctx.claims.get(claim) {
+            ctx.failures.end(&claim.uid().unwrap_or_default(), Row::Attempts);
+        }
+    }
+    waiting
+}
+
+/// The growing claims that wait for a node, or (None) for any.
+fn waiting_on(node: Option<&str>, ctx: &Context) -> Vec<ObjectRef<PersistentVolumeClaim>> {
     let waits = |claim: &PersistentVolumeClaim| {
         matches!(status_of(claim), status::CONTROLLER_IN_PROGRESS | status::CONTROLLER_INFEASIBLE)
     };
     let there = |claim: &PersistentVolumeClaim| {
         let place = || volume_of(claim, ctx).and_then(|volume| place_of(&volume));
-        node.as_ref().is_none_or(|node| place().is_some_and(|place| place.topology == *node))
+        node.is_none_or(|node| place().is_some_and(|place| place.topology == node))
     };
     let waiting = ctx.claims.state_filter(waits);
     waiting.iter().filter(|claim| there(claim)).map(|claim| ObjectRef::from_obj(&**claim)).collect()

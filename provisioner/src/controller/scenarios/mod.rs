@@ -7,6 +7,8 @@ mod left;
 mod loss;
 mod node;
 mod renewal;
+mod restores;
+mod snapshots;
 mod unmounts;
 mod volumes;
 mod watches;
@@ -25,10 +27,13 @@ use serde_json::{Value, json};
 use tower_test::mock::{Handle, SendResponse};
 
 use super::calls::Calls;
+use super::claim::Held;
 use super::context::{Context, Lately};
 use super::error::Failures;
 use super::events::Events;
 use super::nodes::{Group, Nodes, State, View};
+use super::snapshot::types::VolumeSnapshotContent;
+use super::snapshot::{Presence, Snapshots};
 use crate::names::DRIVER;
 use node::FakeNode;
 
@@ -106,6 +111,7 @@ struct World {
     nodes: Vec<Value>,
     volumes: Vec<Value>,
     claims: Vec<Value>,
+    contents: Vec<Value>,
 }
 
 /// One cluster: its API server, one node n1, and the controller's context.
@@ -132,12 +138,15 @@ impl Scene {
             classes: watched::<StorageClass>(vec![class(), csi_class()]),
             claims: watched::<PersistentVolumeClaim>(world.claims),
             volumes: watched::<PersistentVolume>(world.volumes),
+            snapshots: Arc::new(Snapshots::new(watched::<VolumeSnapshotContent>(world.contents))),
+            held: Held::default(),
             failures: Failures::default(),
             calls: Calls::default(),
             published: Lately::default(),
             grown: Lately::default(),
             patience: Duration::from_secs(30),
         };
+        ctx.snapshots.set_presence(Presence::There);
         Self { api: ApiServer { handle }, node, ctx: Arc::new(ctx) }
     }
 
@@ -240,6 +249,45 @@ fn volume(phase: &str) -> Value {
         },
         "status": {"phase": phase},
     })
+}
+
+const SNAPSHOT_UID: &str = "1a2b3c4d-1111-4222-8333-444455556666";
+const CONTENT: &str = "snapcontent-1a2b3c4d-1111-4222-8333-444455556666";
+const SNAPSHOT_ID: &str = "n1/vg0/snap-1a2b3c4d-1111-4222-8333-444455556666";
+/// When the node says that it was taken.
+const TAKEN: i64 = 1_700_000_000_000_000_005;
+
+/// As the snapshot-controller makes it for a VolumeSnapshot.
+fn content() -> Value {
+    json!({
+        "apiVersion": "snapshot.storage.k8s.io/v1",
+        "kind": "VolumeSnapshotContent",
+        "metadata": {
+            "name": CONTENT,
+            "uid": "content-uid",
+            "resourceVersion": "21",
+            "annotations": {},
+            "finalizers": ["snapshot.storage.kubernetes.io/volumesnapshotcontent-bound-protection"],
+        },
+        "spec": {
+            "driver": DRIVER,
+            "deletionPolicy": "Delete",
+            "source": {"volumeHandle": format!("vg0/{VOLUME}")},
+            "sourceVolumeMode": "Filesystem",
+            "volumeSnapshotClassName": "snaps",
+            "volumeSnapshotRef": {
+                "apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshot", "namespace": "shop", "name": "before",
+                "uid": SNAPSHOT_UID, "resourceVersion": "20",
+            },
+        },
+    })
+}
+
+fn ready_content() -> Value {
+    let mut content = content();
+    content["status"] =
+        json!({"snapshotHandle": SNAPSHOT_ID, "creationTime": TAKEN, "readyToUse": true, "restoreSize": 1 << 30});
+    content
 }
 
 fn csi_volume(phase: &str) -> Value {

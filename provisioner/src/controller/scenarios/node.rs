@@ -31,6 +31,29 @@ struct Script {
     /// The nodes that the calls said they were for.
     meant: Vec<String>,
     refusal: Option<Status>,
+    snapshotted: Vec<csi::CreateSnapshotRequest>,
+    unsnapshotted: Vec<String>,
+    /// Snapshots that it has lost.
+    lost: bool,
+    /// What it says when it is asked what became of a snapshot: that there is
+    /// none, or this.
+    about_snapshots: Option<Result<(), Status>>,
+    /// It is of a version that fills no volumes.
+    leaves_empty: bool,
+}
+
+impl Script {
+    fn snapshot(&self, snapshot_id: String) -> csi::Snapshot {
+        let mut taken = csi::Snapshot::default().creation_time.unwrap_or_default();
+        (taken.seconds, taken.nanos) = (1_700_000_000, 5);
+        csi::Snapshot {
+            size_bytes: 1 << 30,
+            snapshot_id,
+            creation_time: Some(taken),
+            ready_to_use: !self.lost,
+            ..csi::Snapshot::default()
+        }
+    }
 }
 
 /// A node service on loopback.
@@ -62,6 +85,31 @@ impl FakeNode {
     /// From now on it serves.
     pub fn serve(&self) {
         self.script.lock().unwrap().refusal = None;
+    }
+
+    /// What it was asked to take snapshots of.
+    pub fn snapshotted(&self) -> Vec<csi::CreateSnapshotRequest> {
+        self.script.lock().unwrap().snapshotted.clone()
+    }
+
+    /// The snapshots that it was asked to remove.
+    pub fn unsnapshotted(&self) -> Vec<String> {
+        self.script.lock().unwrap().unsnapshotted.clone()
+    }
+
+    /// From now on all its snapshots are lost.
+    pub fn lose_snapshots(&self) {
+        self.script.lock().unwrap().lost = true;
+    }
+
+    /// From now on it lists no snapshots, or says this.
+    pub fn list_no_snapshots(&self, instead: Result<(), Status>) {
+        self.script.lock().unwrap().about_snapshots = Some(instead);
+    }
+
+    /// From now on it fills no volumes.
+    pub fn leave_empty(&self) {
+        self.script.lock().unwrap().leaves_empty = true;
     }
 
     /// It has this data volume.
@@ -145,6 +193,7 @@ impl Controller for Service {
                     capacity_bytes: request.capacity_range.unwrap().required_bytes,
                     volume_id: format!("{}/{}", request.parameters["volumeGroup"], request.name),
                     volume_context: owner,
+                    content_source: request.volume_content_source.filter(|_| !script.leaves_empty),
                     ..csi::Volume::default()
                 }),
             })),
@@ -191,6 +240,64 @@ impl Controller for Service {
         Box::pin(std::future::ready(answer))
     }
 
+    fn create_snapshot<'a: 'b, 'b>(
+        &'a self,
+        request: Request<csi::CreateSnapshotRequest>,
+    ) -> Answer<'b, csi::CreateSnapshotResponse>
+    where
+        Self: 'b,
+    {
+        let mut script = self.script.lock().unwrap();
+        script.meant.push(meant(&request));
+        let request = request.into_inner();
+        script.snapshotted.push(request.clone());
+        let id = format!("n1/vg0/{}", request.name.replace("snapshot-", "snap-"));
+        let snapshot = Some(csi::Snapshot { source_volume_id: request.source_volume_id, ..script.snapshot(id) });
+        let answer = match &script.refusal {
+            Some(refusal) => Err(refusal.clone()),
+            None => Ok(Response::new(csi::CreateSnapshotResponse { snapshot })),
+        };
+        Box::pin(std::future::ready(answer))
+    }
+
+    fn list_snapshots<'a: 'b, 'b>(
+        &'a self,
+        request: Request<csi::ListSnapshotsRequest>,
+    ) -> Answer<'b, csi::ListSnapshotsResponse>
+    where
+        Self: 'b,
+    {
+        let mut script = self.script.lock().unwrap();
+        script.meant.push(meant(&request));
+        let snapshot = Some(script.snapshot(request.into_inner().snapshot_id));
+        let answer = match &script.about_snapshots {
+            Some(Ok(())) => Ok(Response::new(csi::ListSnapshotsResponse::default())),
+            Some(Err(refusal)) => Err(refusal.clone()),
+            None => Ok(Response::new(csi::ListSnapshotsResponse {
+                entries: vec![csi::list_snapshots_response::Entry { snapshot }],
+                next_token: String::new(),
+            })),
+        };
+        Box::pin(std::future::ready(answer))
+    }
+
+    fn delete_snapshot<'a: 'b, 'b>(
+        &'a self,
+        request: Request<csi::DeleteSnapshotRequest>,
+    ) -> Answer<'b, csi::DeleteSnapshotResponse>
+    where
+        Self: 'b,
+    {
+        let mut script = self.script.lock().unwrap();
+        script.meant.push(meant(&request));
+        script.unsnapshotted.push(request.into_inner().snapshot_id);
+        let answer = match &script.refusal {
+            Some(refusal) => Err(refusal.clone()),
+            None => Ok(Response::new(csi::DeleteSnapshotResponse {})),
+        };
+        Box::pin(std::future::ready(answer))
+    }
+
     never! {
         controller_publish_volume(ControllerPublishVolumeRequest) -> ControllerPublishVolumeResponse;
         controller_unpublish_volume(ControllerUnpublishVolumeRequest) -> ControllerUnpublishVolumeResponse;
@@ -198,9 +305,6 @@ impl Controller for Service {
         list_volumes(ListVolumesRequest) -> ListVolumesResponse;
         get_capacity(GetCapacityRequest) -> GetCapacityResponse;
         controller_get_capabilities(ControllerGetCapabilitiesRequest) -> ControllerGetCapabilitiesResponse;
-        create_snapshot(CreateSnapshotRequest) -> CreateSnapshotResponse;
-        delete_snapshot(DeleteSnapshotRequest) -> DeleteSnapshotResponse;
-        list_snapshots(ListSnapshotsRequest) -> ListSnapshotsResponse;
         get_snapshot(GetSnapshotRequest) -> GetSnapshotResponse;
         controller_get_volume(ControllerGetVolumeRequest) -> ControllerGetVolumeResponse;
         controller_modify_volume(ControllerModifyVolumeRequest) -> ControllerModifyVolumeResponse;

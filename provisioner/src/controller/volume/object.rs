@@ -245,6 +245,7 @@ pub mod tests {
     fn request(source: Source, options: &str) -> Request {
         Request {
             source,
+            data: None,
             volume_group: GroupChoice::Group(VgName::parse("vg0").unwrap()),
             layout: Layout::Linear,
             fs_type: FsType::Xfs,
