@@ -250,6 +250,8 @@ fn rights(cluster: &Cluster) -> Result<()> {
         "patch nodes",
         "update persistentvolumeclaims -n default",
         "delete persistentvolumeclaims -n default",
+        "get volumesnapshots.snapshot.storage.k8s.io -A",
+        "list volumesnapshotcontents.snapshot.storage.k8s.io",
         "impersonate users",
         "escalate clusterroles",
     ] {

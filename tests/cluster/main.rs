@@ -17,6 +17,7 @@ mod logs;
 mod loss;
 mod metrics;
 mod reuse;
+mod snapshots;
 mod unmounts;
 
 use anyhow::Result;
@@ -45,6 +46,8 @@ fn main() {
     tests.extend(hosts::TESTS);
     tests.extend(crash::TESTS);
     tests.extend(doctor::TESTS);
+    // They give the controller further rights.
+    tests.extend(snapshots::TESTS);
     // It takes a node away, and gives it back.
     tests.extend(loss::TESTS);
     lvprov_tests::run(&tests, start)
