@@ -8,6 +8,8 @@ use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 /// How much is logged, and how it looks.
 #[derive(Debug, Clone, clap::Args)]
+// Named apart from what a program's own arguments are called.
+#[group(id = "logging")]
 pub struct Args {
     /// error, warn, info, debug or trace; or tracing's filter syntax
     #[arg(long, global = true, default_value = "info", env = "LVPROV_LOG_LEVEL")]

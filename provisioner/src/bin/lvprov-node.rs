@@ -33,3 +33,15 @@ fn main() -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Cli;
+
+    #[test]
+    fn its_arguments_go_together() {
+        Cli::command().debug_assert();
+    }
+}
