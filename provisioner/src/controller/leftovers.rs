@@ -5,8 +5,10 @@
 //! are compared with what the watches have brought. What has no PersistentVolume
 //! may be left over; [`super::calls`] asks the API server and has it removed,
 //! but only if nobody has been given it yet: a volume that holds data is for an
-//! admin to judge (`lvprov gc`).
+//! admin to judge (`lvprov gc`). Snapshots that the node lists as lost are told
+//! of at the same time, since nobody else looks at one that was ready.
 
+use std::collections::HashSet;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +26,9 @@ use tracing::{info, warn};
 use super::calls::Wanted;
 use super::context::Context;
 use super::nodes::{News, State, call_to, explain};
+use super::snapshot::{self, Handle};
 use super::volume::Place;
+use crate::with_causes;
 
 /// So many nodes are looked at at the same time.
 const AT_ONCE: usize = 16;
@@ -66,10 +70,22 @@ pub async fn look(node: &str, ctx: &Context) -> Result<(), String> {
         // Its return is news again.
         return Ok(());
     };
+    let mut lost = HashSet::new();
     let listed = async {
         let call = call_to(node, InventoryRequest { node: node.to_owned() }, CALL_TIMEOUT)?;
         let mut items = NodeAdminClient::new(reached.channel).inventory(call).await?.into_inner();
         while let Some(item) = items.message().await? {
+            if let Some(Item::Snapshot(snapshot)) = &item.item
+                && snapshot.cluster == ctx.cluster
+                && snapshot.lost
+            {
+                let place = Place {
+                    topology: reached.topology.clone(),
+                    volume_group: snapshot.volume_group.clone(),
+                    logical_volume: snapshot.logical_volume.clone(),
+                };
+                lost.insert(Handle(place).to_string());
+            }
             if let Some(Item::DataVolume(volume)) = item.item
                 && volume.cluster == ctx.cluster
                 && !volume.open
@@ -82,7 +98,11 @@ pub async fn look(node: &str, ctx: &Context) -> Result<(), String> {
         }
         Ok::<_, Status>(())
     };
-    listed.await.map_err(|status| explain(&status))
+    listed.await.map_err(|status| explain(&status))?;
+    if !lost.is_empty() && ctx.snapshots.are_known().await {
+        snapshot::found_lost(&lost, ctx).await.map_err(|error| with_causes(&error))?;
+    }
+    Ok(())
 }
 
 fn wanted(volume: &DataVolume, topology: &str) -> Wanted {

@@ -30,6 +30,7 @@ use crate::controller::events::Reason;
 use crate::controller::names::{PRE_RESIZE_CAPACITY, STORAGE, STORAGE_RESIZER};
 use crate::controller::nodes::{call_to, explain, sent_by_node};
 use crate::controller::quantity::{quantity, storage, storage_of};
+use crate::controller::snapshot;
 use crate::controller::volume::Place;
 use crate::names::DRIVER;
 
@@ -218,7 +219,12 @@ async fn ask(growth: &Growth, place: &Place, ctx: &Context) -> Result<u64, Refus
     };
     match answer.await {
         Ok(answer) => Ok(u64::try_from(answer.into_inner().capacity_bytes).unwrap_or_default()),
-        Err(status) => Err(refused(&status)),
+        Err(status) => Err(match refused(&status) {
+            Refused::Failed(said) if status.code() == Code::FailedPrecondition => {
+                Refused::Failed(said + &snapshot::in_the_way(place, ctx))
+            }
+            refused => refused,
+        }),
     }
 }
 

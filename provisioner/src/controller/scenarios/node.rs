@@ -25,6 +25,8 @@ struct Script {
     expanded: Vec<(String, i64)>,
     /// It is of a version that does not say whose volume it has made.
     silent_about_owner: bool,
+    /// Snapshots that its inventory has.
+    listed_snapshots: Vec<wire::Snapshot>,
     /// Data volumes that it has, and whether they have been used.
     volumes: Vec<(wire::DataVolume, bool)>,
     collected: Vec<String>,
@@ -110,6 +112,11 @@ impl FakeNode {
     /// From now on it fills no volumes.
     pub fn leave_empty(&self) {
         self.script.lock().unwrap().leaves_empty = true;
+    }
+
+    /// It has this snapshot.
+    pub fn has_snapshot(&self, snapshot: wire::Snapshot) {
+        self.script.lock().unwrap().listed_snapshots.push(snapshot);
     }
 
     /// It has this data volume.
@@ -337,7 +344,12 @@ impl NodeAdmin for Service {
         let item = |(volume, _): &(wire::DataVolume, bool)| {
             Ok(wire::InventoryItem { item: Some(wire::inventory_item::Item::DataVolume(volume.clone())) })
         };
-        let items: Vec<_> = script.volumes.iter().map(item).collect();
+        let snapshots = script
+            .listed_snapshots
+            .iter()
+            .cloned()
+            .map(|snapshot| Ok(wire::InventoryItem { item: Some(wire::inventory_item::Item::Snapshot(snapshot)) }));
+        let items: Vec<_> = script.volumes.iter().map(item).chain(snapshots).collect();
         Ok(Response::new(Box::pin(futures::stream::iter(items))))
     }
 

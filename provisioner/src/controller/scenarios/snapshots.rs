@@ -1,5 +1,6 @@
 //! VolumeSnapshotContents, from the snapshot-controller to a node and back.
 
+use super::super::leftovers;
 use super::super::nodes::News;
 use super::super::snapshot::{reconcile, triggers, watch};
 use super::super::volume_triggers;
@@ -284,6 +285,32 @@ async fn a_snapshot_whose_space_has_overflowed_says_so_wherever_it_is_looked_at(
 }
 
 #[tokio::test]
+async fn a_node_that_comes_up_tells_of_snapshots_that_it_has_lost_and_of_no_others() {
+    let mut scene = Scene::new(World { contents: vec![ready_content()], ..with_volume() }).await;
+    let listed = |lost, cluster: &str| lvprov_proto::lvprov::Snapshot {
+        volume_group: "vg0".into(),
+        logical_volume: format!("snap-{SNAPSHOT_UID}"),
+        cluster: cluster.into(),
+        lost,
+        ..Default::default()
+    };
+    scene.node.has_snapshot(listed(false, "cluster"));
+    scene.node.has_snapshot(listed(true, "another"));
+    leftovers::look("n1", &scene.ctx).await.unwrap();
+    scene.api.expect_nothing_more().await;
+    scene.node.lose_snapshots();
+    scene.node.has_snapshot(listed(true, "cluster"));
+    let ctx = scene.ctx.clone();
+    let looking = tokio::spawn(async move { leftovers::look("n1", &ctx).await });
+    assert_eq!(expect_status(&mut scene.api).await["readyToUse"], false);
+    expect_told(&mut scene.api, "SnapshotLost").await;
+    let status = format!("{GROUP}/namespaces/shop/volumesnapshots/before/status");
+    scene.api.expect("PATCH", &status).await.answer(200, json!({"metadata": {"name": "before"}}));
+    looking.await.unwrap().unwrap();
+    scene.api.expect_nothing_more().await;
+}
+
+#[tokio::test]
 async fn a_snapshot_goes_before_its_content() {
     let mut scene = Scene::new(with_volume()).await;
     let mut gone = scene.ctx.snapshots.gone();
@@ -375,6 +402,19 @@ async fn a_released_volume_is_looked_at_again_when_a_snapshot_of_its_node_has_go
     let next = tokio::time::timeout(SOON, volumes.next()).await.unwrap();
     assert_eq!(next, Some(ObjectRef::new(VOLUME)));
     assert!(tokio::time::timeout(Duration::from_millis(50), volumes.next()).await.is_err());
+}
+
+#[tokio::test]
+async fn a_volume_that_cannot_go_for_its_snapshots_says_what_users_call_them() {
+    let released = csi_volume("Released");
+    let mut scene = Scene::new(World { contents: vec![ready_content()], ..with_node() }).await;
+    scene.node.refuse(Status::failed_precondition("it has snapshots (snap-1)"));
+    let running = tokio::spawn(super::super::volume::reconcile(parsed(released.clone()), scene.ctx.clone()));
+    scene.api.expect("GET", &format!("/api/v1/persistentvolumes/{VOLUME}")).await.answer(200, released);
+    scene.api.expect("GET", CLAIM_PATH).await.refuse(404, "NotFound");
+    let note = scene.api.expect_event("default", "VolumeInUse").await;
+    assert!(note.contains("snap-1") && note.ends_with("VolumeSnapshots of it: shop/before"), "{note}");
+    assert_ne!(running.await.unwrap().unwrap(), Action::await_change());
 }
 
 #[tokio::test]

@@ -45,6 +45,10 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// Between attempts, where somebody has to do something first.
 const PARKED: Duration = Duration::from_secs(5 * 60);
+/// The first list of contents takes no longer.
+const KNOWN_WITHIN: Duration = Duration::from_secs(10);
+/// How many snapshots a text names at most.
+const NAMED: usize = 5;
 /// Until a node that is being connected to has reported, or has not.
 const SOON: Duration = Duration::from_secs(2);
 
@@ -103,6 +107,16 @@ impl Snapshots {
     pub fn tell_gone(&self, topology: &str) {
         // As above.
         let _ = self.gone.send(topology.to_owned());
+    }
+
+    /// The contents are known, or there are none to know.
+    pub async fn are_known(&self) -> bool {
+        match self.presence() {
+            Presence::NotInstalled | Presence::Forbidden => false,
+            Presence::Unknown | Presence::There => tokio::time::timeout(KNOWN_WITHIN, self.contents.wait_until_ready())
+                .await
+                .is_ok_and(|done| done.is_ok()),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Presence> {
@@ -234,6 +248,47 @@ fn volume_with(handle: &str, ctx: &Context) -> Option<Place> {
     let (_, name) = handle.split_once('/')?;
     let by_name = ctx.volumes.get(&ObjectRef::new(name)).filter(|volume| is_it(volume));
     by_name.or_else(|| ctx.volumes.find(is_it)).and_then(|volume| place_of(&volume))
+}
+
+/// What users call the snapshots of a volume, as the end of a sentence about
+/// what is in its way; empty where there are none.
+pub fn in_the_way(volume: &Place, ctx: &Context) -> String {
+    let handle = volume.handle();
+    let is_its = |content: &VolumeSnapshotContent| {
+        content.is_ours() && content.handle().is_some() && content.spec.source.volume_handle.as_ref() == Some(&handle)
+    };
+    let name = |content: &VolumeSnapshotContent| {
+        let reference = &content.spec.volume_snapshot_ref;
+        format!(
+            "{}/{}",
+            reference.namespace.as_deref().unwrap_or_default(),
+            reference.name.as_deref().unwrap_or_default()
+        )
+    };
+    let mut names: Vec<String> =
+        ctx.snapshots.contents.state_filter(is_its).iter().map(|content| name(content)).collect();
+    if names.is_empty() {
+        return String::new();
+    }
+    names.sort();
+    let more = names.len().saturating_sub(NAMED);
+    names.truncate(NAMED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!(". VolumeSnapshots of it: {}{more}", names.join(", "))
+}
+
+/// Has a snapshot that a node has listed as lost say so itself.
+///
+/// # Errors
+/// When the API server cannot be asked or refuses.
+pub async fn found_lost(handles: &HashSet<String>, ctx: &Context) -> Result<(), Error> {
+    let is_it = |content: &VolumeSnapshotContent| {
+        content.is_ours() && content.is_ready() && content.handle().is_some_and(|handle| handles.contains(handle))
+    };
+    for content in ctx.snapshots.contents.state_filter(is_it) {
+        check(&content, ctx).await?;
+    }
+    Ok(())
 }
 
 /// Where a content's snapshot is, or is to be, as far as is known.

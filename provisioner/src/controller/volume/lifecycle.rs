@@ -21,6 +21,7 @@ use crate::controller::error::{Doing, Error, Row, is_conflict, is_not_found};
 use crate::controller::events::Reason;
 use crate::controller::names::PV_FINALIZER;
 use crate::controller::nodes::{State, call_to, explain};
+use crate::controller::snapshot;
 
 /// For one call that removes a logical volume.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -244,8 +245,12 @@ pub async fn delete_volume(place: &Place, ctx: &Context) -> Result<(), Undeleted
         Err(status) => status,
     };
     let said = explain(&status);
+    let snapshots = match status.code() {
+        Code::FailedPrecondition => snapshot::in_the_way(place, ctx),
+        _ => String::new(),
+    };
     let note = format!(
-        "{} on node {} is not removed yet, which is tried again: {said} ({:?})",
+        "{} on node {} is not removed yet, which is tried again: {said} ({:?}){snapshots}",
         place.handle(),
         node.name,
         status.code()
