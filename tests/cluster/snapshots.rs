@@ -101,7 +101,7 @@ fn lives(cluster: &Cluster, name: &'static str, class: &str) -> Result<()> {
     ensure!(
         space.exec("r", "ls /v0/more /v1/more 2>/dev/null | wc -l; cmp /v2/more /v2/more && echo whole")? == "0\nwhole"
     );
-    let kib: u64 = space.exec("r", "df -k /v1 | tail -1 | awk '{print $2}'")?.trim().parse()?;
+    let kib: u64 = space.exec("r", "df -kP /v1 | tail -1 | awk '{print $2}'")?.trim().parse()?;
     ensure!(kib > 600 << 10, "the file system of the larger one has {kib} KiB");
     // Each is its own.
     space.exec("r", "echo changed > /v0/file && echo changed > /v2/file && sync")?;
@@ -215,28 +215,32 @@ fn in_the_way(cluster: &Cluster) -> Result<()> {
     let space = Space::new(cluster, "snap-way")?;
     written(&space, "xfs-csi", "320Mi")?;
     let volume = text(&space.volume_of("data")?, "/metadata/name").to_owned();
-    ready_snapshot(&space, "first", "data")?;
+    ready_snapshot(&space, "not-yet-grown", "data")?;
     // It does not grow, and says what for.
     space.kubectl(&["patch", "pvc", "data", "-p", r#"{"spec":{"resources":{"requests":{"storage":"400Mi"}}}}"#])?;
-    space.event("PersistentVolumeClaim", "data", &["VolumeGrowthFailed", "first"])?;
-    space.kubectl(&["delete", "volumesnapshot", "first", "--timeout=240s"])?;
+    space.event(
+        "PersistentVolumeClaim",
+        "data",
+        &["VolumeGrowthFailed", "VolumeSnapshots of it: snap-way/not-yet-grown"],
+    )?;
+    space.kubectl(&["delete", "volumesnapshot", "not-yet-grown", "--timeout=240s"])?;
     space.grown("data", "p", "400Mi")?;
     // Nor does it go.
-    let handle = ready_snapshot(&space, "second", "data")?;
+    let handle = ready_snapshot(&space, "kept", "data")?;
     space.delete_pod("p")?;
     space.kubectl(&["delete", "pvc", "data", "--timeout=240s"])?;
     cluster
         .wait_event("default", "PersistentVolume", &volume, LONG, |event| {
-            event.reason == "VolumeInUse" && event.message.contains("second")
+            event.reason == "VolumeInUse" && event.message.contains("VolumeSnapshots of it: snap-way/kept")
         })
         .context("the PersistentVolume says what is in the way")?;
     ensure!(is_there(cluster, &handle)? && volumes_on(cluster, "n1", "claim=snap-way/data")?.contains(&volume));
     // What is there of it can still be had.
-    space.claim("again", "xfs-csi", "400Mi", &from_snapshot("second"))?;
+    space.claim("again", "xfs-csi", "400Mi", &from_snapshot("kept"))?;
     space.pod_with_claim("r", None, "again")?;
     space.ready("r")?;
     ensure!(space.exec("r", "cat /v0/file")? == "old");
-    space.kubectl(&["delete", "volumesnapshot", "second", "--timeout=240s"])?;
+    space.kubectl(&["delete", "volumesnapshot", "kept", "--timeout=240s"])?;
     cluster.wait(&format!("pv/{volume}"), "delete", LONG)?;
     eventually("both have gone", || {
         Ok(!is_there(cluster, &handle)? && !volumes_on(cluster, "n1", "claim=snap-way/data")?.contains(&volume))
