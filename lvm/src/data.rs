@@ -195,7 +195,7 @@ fn is_known(node: &Path) -> bool {
 }
 
 /// What cannot be noted is asked again.
-fn note_known(node: &Path) {
+pub(crate) fn note_known(node: &Path) {
     let _ = known_at(node).and_then(|path| {
         std::fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
         std::fs::write(path, "")
@@ -213,7 +213,8 @@ impl Lvm {
     pub fn note_file_systems(&self, volumes: &[LogicalVolume]) {
         for volume in volumes {
             let marks = &volume.marks;
-            if matches!(volume.owner, Owner::Data(_)) && !marks.intent.block && !marks.spare && volume.active {
+            let for_one = matches!(volume.owner, Owner::Data(_)) && !marks.intent.block && !marks.spare;
+            if for_one && !marks.wiping && volume.active {
                 note_known(&device(&volume.vg, &volume.name));
             }
         }
@@ -325,14 +326,9 @@ impl Lvm {
         })
     }
 
-    /// The slow road: not active, or without a file system yet. `lock`: that of
-    /// the volume, where it is held already.
-    fn prepare_data(&self, request: &PublishData, node: &Path, lock: Option<Lock>) -> Result<(), PublishDataError> {
-        // Of this volume only: others may be formatted meanwhile.
-        let lock = match lock {
-            Some(lock) => lock,
-            None => Lock::volume(&request.lv, self.patience())?,
-        };
+    /// Has LVM say whose the volume is and what it was made for, and give it its
+    /// device.
+    fn find_data(&self, request: &PublishData, node: &Path) -> Result<(), PublishDataError> {
         let Some(found) = self.find(&request.vg, &request.lv)? else {
             return Err(PublishDataError::Missing { vg: request.vg.clone(), lv: request.lv.clone() });
         };
@@ -350,7 +346,23 @@ impl Lvm {
             self.activate(&mut self.lock_group(&request.vg)?, &request.vg, &request.lv)?;
         }
         note_known(node);
+        Ok(())
+    }
+
+    /// The slow road: not active, or without a file system yet. `lock`: that of
+    /// the volume, where it is held already.
+    fn prepare_data(&self, request: &PublishData, node: &Path, lock: Option<Lock>) -> Result<(), PublishDataError> {
+        // Of this volume only: others may be formatted meanwhile.
+        let lock = match lock {
+            Some(lock) => lock,
+            None => Lock::volume(&request.lv, self.patience())?,
+        };
         let uuid = identity::data_uuid(&request.namespace, &request.claim_uid);
+        // Made here for a file system, by the note, and for this claim, by the mark: LVM knows no more.
+        let is_new = is_known(node) && filesystem::is_new(&self.runner, node, uuid).unwrap_or(false);
+        if !is_new {
+            self.find_data(request, node)?;
+        }
         // A second look: another call may have done all this while we waited.
         let superblock = match filesystem::superblock(&self.runner, node).map_err(at_path(node))? {
             Some(superblock) if superblock.complete => superblock,

@@ -441,6 +441,7 @@ impl Lvm {
                 // Nobody had mounted it yet.
                 None => filesystem::mark_new(&node, uuid).map_err(failed)?,
             }
+            crate::data::note_known(&node);
         }
         fault::point("filled");
         Ok((Wiped::Whole, progress))

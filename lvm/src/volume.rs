@@ -543,6 +543,7 @@ impl Lvm {
         let tags = request.tags();
         let made = |size: u64| {
             mark(request, uuid)?;
+            crate::data::note_known(&device(&request.vg, &request.name));
             fault::point("mark-after");
             Ok(Created { size, existed: false, wiping: false })
         };
@@ -803,6 +804,7 @@ impl Lvm {
             self.to_trash(&mut lock, &found)?;
             return Ok(Deleted::Trashed);
         }
+        crate::data::forget_known(&device(vg, name));
         self.lvremove(&mut lock, vg, name)?;
         drop(lock);
         if let (Some(origin), Owner::Data(owner), true) = (&marks.origin, &found.owner, marks.wiping) {

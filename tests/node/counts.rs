@@ -1,12 +1,14 @@
 //! How little the driver does: counts that cannot flake.
 
+use crate::service::Service;
 use crate::{create, kinds, uid};
 use anyhow::{Result, ensure};
 use lvprov_tests::Test;
 use lvprov_tests::driver::Call;
 use xtask::testbed::Node;
 
-pub const TESTS: [Test<Node>; 3] = [
+pub const TESTS: [Test<Node>; 4] = [
+    ("counts::first_mount_of_what_was_made_here_asks_no_lvm", first_mount_here),
     ("counts::first_mount_of_a_data_volume_is_one_report_and_mkfs", first_mount),
     ("counts::mount_of_a_ready_volume_starts_no_process", ready_mount),
     ("counts::second_pod_of_a_log_volume_starts_no_process", second_log),
@@ -18,6 +20,29 @@ fn first_mount(node: &Node) -> Result<()> {
     let ran = kinds(node, || call.mount(node)?.success())?;
     ensure!(ran == ["report: lvm lvs", "tool: blkid", "tool: mkfs.xfs"], "{ran:?}");
     call.unmount(node)?.success()
+}
+
+/// The node service has noted that it made the volume, and marked it.
+fn first_mount_here(node: &Node) -> Result<()> {
+    let service = Service::start(node)?;
+    service.create(&uid(0x103))?;
+    let call = Call::data("default", "web-0", "counts-3", &uid(0x103));
+    let mut ran = kinds(node, || call.mount(node)?.success())?;
+    // The node service's own, since its group has changed.
+    ran.retain(|kind| kind != "report: lvm vgs");
+    ensure!(ran == ["tool: blkid", "tool: mkfs.xfs"], "{ran:?}");
+    call.unmount(node)?.success()?;
+    // Of another claim, or another namespace, it is asked as ever, and refused.
+    let thief = Call::data("other", "web-0", "counts-3-thief", &uid(0x103));
+    thief.mount(node)?.failure(&["does not belong"])?;
+    ensure!(service.delete(&uid(0x103))?["deleted"] == true);
+    // The note goes with the volume.
+    let notes = node.sh("ls /run/lvprov/filesystems | wc -l")?;
+    service.create(&uid(0x104))?;
+    ensure!(service.delete(&uid(0x104))?["deleted"] == true);
+    let after = node.sh("ls /run/lvprov/filesystems | wc -l")?;
+    ensure!(notes == after, "{notes} notes became {after}");
+    Ok(())
 }
 
 /// The kernel's own count of forks since it booted: what the driver says of
