@@ -4,8 +4,9 @@
 //! The moment that lvextend has added extents, whoever has the device open can
 //! read them. So they are taken as a logical volume of their own, the spare,
 //! and overwritten as such; then, under the group's lock, the spare is removed
-//! and the volume extended by exactly its extents. Where that is cut off in
-//! between, they are free extents like others, and all of it begins anew.
+//! and the volume extended by exactly its extents. That of a striped or mirrored
+//! volume has a stripe on the disk of each leg, so that each has as many
+//! extents. Where that is cut off in between, they are free extents like others, and all of it begins anew.
 
 use crate::fault;
 use crate::intent::{WIPING, spare_tag};
@@ -13,8 +14,10 @@ use crate::layout::Layout;
 use crate::lock::Lock;
 use crate::names::LvName;
 use crate::report::{self, LogicalVolume, ReportError, Segment};
-use crate::size::round_up;
 use crate::volume::{ExtendError, Lvm};
+
+/// Any that fits into an extent.
+const SPARE_STRIPE: u64 = 64 << 10;
 
 /// The name of the room that a volume grows by.
 pub fn spare_of(name: &LvName) -> LvName {
@@ -29,15 +32,26 @@ impl Lvm {
     /// [`Lvm::finish_new`].
     pub(crate) fn extend_block(&self, lock: &mut Lock, found: &LogicalVolume, size: u64) -> Result<u64, ExtendError> {
         let (vg, name, spare) = (&found.vg, &found.name, spare_of(&found.name));
+        if found.layout == Layout::Thin {
+            // Its pool zeroes what it hands out.
+            return self.extend_thin(lock, vg, name, found.size, size);
+        }
         let missing = || ExtendError::Missing { vg: vg.clone(), name: name.clone() };
         let group = self.groups(Some(lock))?.into_iter().find(|group| group.name == *vg).ok_or_else(missing)?;
-        let asked = round_up(size, group.extent_size.max(1)).unwrap_or(u64::MAX);
+        let extent = group.extent_size.max(1);
+        let asked = found.layout.whole(size, extent).unwrap_or(u64::MAX);
         let more = asked.saturating_sub(found.size);
         let segments = self.segments(lock, vg.as_str())?;
-        let other = segments.iter().find(|segment| segment.lv == name.as_str() && segment.kind != "linear");
-        if let Some(other) = other {
+        // An admin may have made another kind of volume of it.
+        let is_other = |segment: &&Segment| segment.lv == name.as_str() && segment.kind != found.layout.kind();
+        if let Some(other) = segments.iter().find(is_other) {
             return Err(ExtendError::Layout { vg: vg.clone(), name: name.clone(), layout: other.kind.clone() });
         }
+        // Each leg grows by as much, on a disk of its own: so does a striped one.
+        let room_size = match found.layout.is_linear() {
+            true => more,
+            false => found.layout.leg_of_growth(more).saturating_mul(found.layout.legs() as u64),
+        };
         let zeroing = || ExtendError::Zeroing { vg: vg.clone(), name: name.clone(), spare: spare.clone() };
         let room = self.find_in(vg, &spare, Some(lock))?;
         // Also one that LVM has and that does not bear our tags.
@@ -48,17 +62,26 @@ impl Lvm {
             if !room.marks.spare || room.owner != found.owner {
                 return Err(ExtendError::InTheWay { vg: vg.clone(), name: name.clone(), spare });
             }
-            if room.size == more && !room.marks.wiping {
-                return self.hand_on(lock, found, &room, &segments, group.extent_size);
+            if room.size == room_size && !room.marks.wiping {
+                self.hand_on(lock, found, &room, &segments, more / extent)?;
+                return Ok(found.size.saturating_add(more));
             }
-            if room.size == more || room.open {
+            if room.size == room_size || room.open {
                 return Err(zeroing());
             }
             // For a growth that is no longer wanted.
             self.lvremove(lock, vg, &spare)?;
         }
         let tags = [found.owner.to_tags(), vec![spare_tag(), WIPING.to_owned()]].concat();
-        match self.lvcreate(lock, vg, &spare, more, Layout::Linear, &tags, &[]) {
+        let (layout, disks) = match found.layout.is_linear() {
+            true => (Layout::Linear, Vec::new()),
+            false => {
+                let place = self.place_growth(lock, vg, name, found.layout, found.size, asked)?;
+                let stripes = u32::try_from(place.disks.len()).unwrap_or(u32::MAX);
+                (Layout::Striped { stripes, stripe_size: SPARE_STRIPE }, place.disks)
+            }
+        };
+        match self.lvcreate(lock, vg, &spare, room_size, layout, &tags, &disks) {
             Ok(()) => Err(zeroing()),
             Err(_) if more > group.free => {
                 let (vg, name) = (vg.clone(), name.clone());
@@ -83,8 +106,8 @@ impl Lvm {
         found: &LogicalVolume,
         room: &LogicalVolume,
         segments: &[Segment],
-        extent: u64,
-    ) -> Result<u64, ExtendError> {
+        extents: u64,
+    ) -> Result<(), ExtendError> {
         let of_room = segments.iter().filter(|segment| segment.lv == room.name.as_str());
         let ranges: Vec<String> = of_room.flat_map(|segment| segment.ranges.iter().cloned()).collect();
         let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
@@ -95,12 +118,12 @@ impl Lvm {
         self.mutate(lock, &remove)?;
         fault::point("hand-on-between");
         let mut extend = words(&["lvextend", "--yes", "--quiet", "--extents"]);
-        extend.push(format!("+{}", room.size / extent.max(1)));
+        extend.push(format!("+{extents}"));
         extend.push(format!("{}/{}", found.vg, found.name));
         extend.extend(ranges);
         self.mutate(lock, &extend)?;
         fault::point("hand-on-after");
-        Ok(found.size.saturating_add(room.size))
+        Ok(())
     }
 }
 

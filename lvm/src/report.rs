@@ -583,7 +583,7 @@ pub fn segments(stdout: &[u8]) -> Result<Vec<Segment>, ReportError> {
     let mut segments = Vec::with_capacity(rows.len());
     for row in rows {
         let ranges: Vec<String> = row.seg_pe_ranges.split_whitespace().map(str::to_owned).collect();
-        if row.segtype == "linear" && !ranges.iter().all(|range| is_range(range)) {
+        if matches!(row.segtype.as_str(), "linear" | "striped") && !ranges.iter().all(|range| is_range(range)) {
             let reason = format!("seg_pe_ranges is {:?}", row.seg_pe_ranges);
             return Err(ReportError::Unreadable { report, reason });
         }

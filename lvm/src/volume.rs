@@ -356,8 +356,8 @@ pub enum ExtendError {
         /// The room.
         spare: LvName,
     },
-    /// A raw volume of a layout whose room cannot be handed on.
-    #[error("raw volume {vg}/{name} is of type {layout}, and only linear ones can grow")]
+    /// A raw volume that somebody has made another kind of.
+    #[error("raw volume {vg}/{name} is of type {layout} by now, which it was not made as, and cannot grow")]
     Layout {
         /// The group.
         vg: VgName,

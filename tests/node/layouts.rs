@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use xtask::testbed::Node;
 
-pub const TESTS: [Test<Node>; 11] = [
+pub const TESTS: [Test<Node>; 12] = [
     ("layouts::each_is_made_found_mounted_grown_and_removed", whole_life),
     ("layouts::what_is_said_to_fit_is_what_lvm_makes", capacity),
     ("layouts::no_disk_has_something_of_two_copies", copies),
@@ -18,6 +18,7 @@ pub const TESTS: [Test<Node>; 11] = [
     ("layouts::an_activation_that_was_cut_off_is_done_again", half_active),
     ("layouts::a_lost_disk_is_not_the_loss_of_a_mirror", lost_disk),
     ("layouts::a_kernel_that_cannot_is_told", no_module),
+    ("layouts::a_raw_device_of_any_kind_grows_by_zeros", raw_growth),
     ("layouts::thin_volumes_are_promised_once", thin),
     ("layouts::half_of_a_thin_volume_is_made_anew", half_of_a_thin_volume),
     ("layouts::a_device_class_is_a_group_of_the_nodes_choice", device_classes),
@@ -504,6 +505,78 @@ fn device_classes(node: &Node) -> Result<()> {
 }
 
 const THIN_POOL: &str = r#""thinPools":{"vg1":{"pool":"pool0"}}"#;
+
+/// What is given out next on each disk holds something that is not zero.
+fn dirty(node: &Node) -> Result<()> {
+    node.sh(&format!(
+        "for d in {DISKS}; do \
+           lvcreate -qq -y -Wn -Zn -n earlier -L 320m vg1 $d 2>/dev/null || continue; \
+           yes 'an earlier tenant' | dd of=/dev/vg1/earlier bs=1M iflag=fullblock oflag=direct status=none 2>/dev/null || true; \
+           lvremove -qq -y vg1/earlier; \
+         done"
+    ))?;
+    Ok(())
+}
+
+fn raw_growth(node: &Node) -> Result<()> {
+    let disks = Disks::make(node)?;
+    let until = |ask: &dyn Fn() -> Result<Value>| -> Result<Value> {
+        for _ in 0..60 {
+            let answer = ask()?;
+            if answer["code"] != "Aborted" {
+                return Ok(answer);
+            }
+        }
+        anyhow::bail!("it is never done: {}", ask()?)
+    };
+    configured(node, THIN_POOL, || {
+        let service = Service::start(node)?;
+        let kinds = [("striped", 0x7a0), ("raid1", 0x7a1), ("raid10", 0x7a2), ("thin", 0x7a3)];
+        for (layout, number) in kinds {
+            if layout == "thin" {
+                node.sh("lvcreate -qq -y --type thin-pool -Zy -L 900m -n pool0 vg1; echo changed >> /run/lvprov/vg-vg1.lock")?;
+                reported(&service, |group| group["thin"] == 900 * MIB)?;
+            } else {
+                dirty(node)?;
+            }
+            let (uid, layout) = (uid(number), format!("layout={layout}"));
+            let bytes = (64 * MIB).to_string();
+            let made = ["create", &uid, &bytes, "--vg", "vg1", "--block", "--set", &layout];
+            ensure!(until(&|| service.ask(&made))?["bytes"] == 64 * MIB, "{layout}");
+            let device = format!("/dev/vg1/pvc-{uid}");
+            node.sh(&format!("echo kept | dd of={device} conv=fsync,notrunc status=none"))?;
+            // Held open by a pod meanwhile.
+            node.sh(&format!(
+                "sh -c 'exec 7< {device}; exec sleep 60' > /dev/null 2>&1 < /dev/null & echo $! > /run/holder"
+            ))?;
+            let grown = until(&|| expand(&service, &uid, 200 * MIB))?;
+            ensure!(grown["bytes"] == 200 * MIB, "{layout}: {grown}");
+            ensure!(node.sh(&format!("blockdev --getsize64 {device}"))?.trim() == (200 * MIB).to_string(), "{layout}");
+            ensure!(crate::block::is_zero(node, &device, 1)?, "{layout}: old bytes show");
+            ensure!(node.sh(&format!("head -c 4 {device}"))? == "kept", "{layout}");
+            let left = node.run(["lvs", "--noheadings", "-o", "lv_name", "vg1"])?;
+            ensure!(!left.contains("grow-"), "{layout}: {left}");
+            if layout.contains("raid") {
+                let legs = disks.legs(&uid)?;
+                let all: Vec<&String> = legs.values().flatten().collect();
+                ensure!(
+                    all.iter().collect::<BTreeSet<_>>().len() == all.len(),
+                    "{layout}: a disk has two legs: {legs:?}"
+                );
+                // Each copy for itself: what the other disk shows is the same.
+                node.sh(&format!(
+                    "while ! lvs --noheadings -o sync_percent vg1/pvc-{uid} | grep -q 100; do sleep 0.2; done"
+                ))?;
+                ensure!(crate::block::is_zero(node, &device, 1)?, "{layout}: old bytes show once it is in sync");
+            }
+            let huge = expand(&service, &uid, 8192 * MIB)?;
+            ensure!(huge["code"] == "ResourceExhausted", "{layout}: {huge}");
+            node.sh("kill $(cat /run/holder); while pgrep -F /run/holder > /dev/null; do sleep 0.1; done")?;
+            delete(&service, &uid)?;
+        }
+        Ok(())
+    })
+}
 
 fn thin(node: &Node) -> Result<()> {
     let disks = Disks::make(node)?;
