@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use lvprov_tests::Test;
-use lvprov_tests::objects::{LONG, Space, claim_volume, class, eventually, text, volumes_on};
+use lvprov_tests::objects::{LONG, Space, claim_volume, class, eventually, take_snapshots, text, volumes_on};
 use serde_json::Value;
 use xtask::testbed::Cluster;
 
@@ -15,35 +15,6 @@ pub const TESTS: [Test<Cluster>; 6] = [
     ("snapshots::a_claim_deleted_in_the_middle_leaves_nothing", cut_short),
     ("snapshots::a_volume_with_a_snapshot_grows_and_goes_after_it", in_the_way),
 ];
-
-/// The rights of the controller, and a class of snapshots.
-fn set_up(cluster: &Cluster) -> Result<()> {
-    cluster.apply(include_str!("../../deploy/snapshots/rbac.yaml"))?;
-    cluster.apply(
-        "{apiVersion: snapshot.storage.k8s.io/v1, kind: VolumeSnapshotClass, metadata: {name: snaps}, \
-         driver: lvm.lvprov.io, deletionPolicy: Delete}",
-    )?;
-    Ok(())
-}
-
-fn snapshot(space: &Space<'_>, name: &str, claim: &str) -> Result<()> {
-    space.cluster.apply(&format!(
-        "{{apiVersion: snapshot.storage.k8s.io/v1, kind: VolumeSnapshot, metadata: {{name: {name}, namespace: {ns}}}, \
-         spec: {{volumeSnapshotClassName: snaps, source: {{persistentVolumeClaimName: {claim}}}}}}}",
-        ns = space.name
-    ))?;
-    Ok(())
-}
-
-/// A snapshot that is ready; what the node calls it.
-fn ready_snapshot(space: &Space<'_>, name: &str, claim: &str) -> Result<String> {
-    snapshot(space, name, claim)?;
-    space.wait(&format!("volumesnapshot/{name}"), "jsonpath={.status.readyToUse}=true")?;
-    let snapshot = space.get(&format!("volumesnapshot {name}"))?;
-    let content = text(&snapshot, "/status/boundVolumeSnapshotContentName");
-    let content = space.cluster.get_json(&format!("volumesnapshotcontent {content}"))?;
-    Ok(text(&content, "/status/snapshotHandle").to_owned())
-}
 
 fn from_snapshot(name: &str) -> String {
     format!("dataSource: {{apiGroup: snapshot.storage.k8s.io, kind: VolumeSnapshot, name: {name}}}")
@@ -71,10 +42,10 @@ fn written(space: &Space<'_>, class: &str, size: &str) -> Result<()> {
 }
 
 fn lives(cluster: &Cluster, name: &'static str, class: &str) -> Result<()> {
-    set_up(cluster)?;
+    take_snapshots(cluster)?;
     let space = Space::new(cluster, name)?;
     written(&space, class, "400Mi")?;
-    let handle = ready_snapshot(&space, "before", "data")?;
+    let handle = space.ready_snapshot("before", "data")?;
     ensure!(handle.starts_with("n1/vg0/") && is_there(cluster, &handle)?, "{handle}");
     let taken = space.get("volumesnapshot before")?;
     ensure!(text(&taken, "/status/restoreSize") == "400Mi", "{taken:#}");
@@ -138,7 +109,7 @@ fn thin(cluster: &Cluster) -> Result<()> {
 
 /// The scheduler chooses before there is a volume, and wrongly: it cannot know where the data are.
 fn follows(cluster: &Cluster) -> Result<()> {
-    set_up(cluster)?;
+    take_snapshots(cluster)?;
     let space = Space::new(cluster, "snap-follows")?;
     written(&space, "xfs-csi", "320Mi")?;
     cluster.kubectl(["cordon", "n1"])?;
@@ -146,7 +117,7 @@ fn follows(cluster: &Cluster) -> Result<()> {
     space.pod_with_claim("r", None, "again")?;
     space.event("PersistentVolumeClaim", "again", &["DataNotReady", "there is no VolumeSnapshot snap-follows/late"])?;
     space.wait("pvc/again", r"jsonpath={.metadata.annotations.volume\.kubernetes\.io/selected-node}=n2")?;
-    ready_snapshot(&space, "late", "data")?;
+    space.ready_snapshot("late", "data")?;
     let volume = space.volume_of("again")?;
     ensure!(node_of(&volume) == "n1", "{volume:#}");
     // It is given back to the scheduler by what the volume says, not by a time limit.
@@ -159,10 +130,10 @@ fn follows(cluster: &Cluster) -> Result<()> {
 }
 
 fn refused(cluster: &Cluster) -> Result<()> {
-    set_up(cluster)?;
+    take_snapshots(cluster)?;
     let space = Space::new(cluster, "snap-refused")?;
     written(&space, "xfs-csi", "400Mi")?;
-    ready_snapshot(&space, "before", "data")?;
+    space.ready_snapshot("before", "data")?;
     let refused = |claim: &str, words: &[&str]| space.event("PersistentVolumeClaim", claim, words);
     space.claim("flex", "xfs", "400Mi", &from_snapshot("before"))?;
     refused("flex", &["ClaimRefused", "source: csi"])?;
@@ -182,7 +153,7 @@ fn refused(cluster: &Cluster) -> Result<()> {
     space.ready("f")?;
     space.claim("clone", "xfs-csi", "320Mi", &from_claim("flexdata"))?;
     refused("clone", &["ClaimRefused", "has a FlexVolume"])?;
-    snapshot(&space, "flex", "flexdata")?;
+    space.snapshot("flex", "flexdata")?;
     eventually("the snapshot says why not", || {
         Ok(text(&space.get("volumesnapshot flex")?, "/status/error/message").contains("CSI"))
     })?;
@@ -194,11 +165,11 @@ fn refused(cluster: &Cluster) -> Result<()> {
 }
 
 fn cut_short(cluster: &Cluster) -> Result<()> {
-    set_up(cluster)?;
+    take_snapshots(cluster)?;
     let space = Space::new(cluster, "snap-cut")?;
     written(&space, "xfs-csi", "1500Mi")?;
     space.exec("p", "dd if=/dev/urandom of=/v0/more bs=1M count=300 2>/dev/null && sync")?;
-    let handle = ready_snapshot(&space, "before", "data")?;
+    let handle = space.ready_snapshot("before", "data")?;
     space.claim("again", "xfs-csi", "1500Mi", &from_snapshot("before"))?;
     let copies = || volumes_on(cluster, "n1", "claim=snap-cut/again");
     eventually("the node is at it", || Ok(!copies()?.is_empty()))?;
@@ -211,11 +182,11 @@ fn cut_short(cluster: &Cluster) -> Result<()> {
 }
 
 fn in_the_way(cluster: &Cluster) -> Result<()> {
-    set_up(cluster)?;
+    take_snapshots(cluster)?;
     let space = Space::new(cluster, "snap-way")?;
     written(&space, "xfs-csi", "320Mi")?;
     let volume = text(&space.volume_of("data")?, "/metadata/name").to_owned();
-    ready_snapshot(&space, "not-yet-grown", "data")?;
+    space.ready_snapshot("not-yet-grown", "data")?;
     // It does not grow, and says what for.
     space.kubectl(&["patch", "pvc", "data", "-p", r#"{"spec":{"resources":{"requests":{"storage":"400Mi"}}}}"#])?;
     space.event(
@@ -226,7 +197,7 @@ fn in_the_way(cluster: &Cluster) -> Result<()> {
     space.kubectl(&["delete", "volumesnapshot", "not-yet-grown", "--timeout=240s"])?;
     space.grown("data", "p", "400Mi")?;
     // Nor does it go.
-    let handle = ready_snapshot(&space, "kept", "data")?;
+    let handle = space.ready_snapshot("kept", "data")?;
     space.delete_pod("p")?;
     space.kubectl(&["delete", "pvc", "data", "--timeout=240s"])?;
     cluster

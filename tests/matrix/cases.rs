@@ -23,6 +23,10 @@ pub enum Operation {
     Trash,
     /// Of a volume that is copied from another one.
     Clone,
+    /// A snapshot is taken of a volume that is used.
+    Snapshot,
+    /// It goes.
+    DeleteSnapshot,
 }
 
 /// What happens at the point.
@@ -54,7 +58,7 @@ impl Case {
 }
 
 /// The points that each operation comes by, in order.
-const POINTS: [(Operation, Source, &[&str]); 14] = [
+const POINTS: [(Operation, Source, &[&str]); 16] = [
     (
         Operation::Create,
         Source::Flexvolume,
@@ -132,6 +136,22 @@ const POINTS: [(Operation, Source, &[&str]); 14] = [
         ],
     ),
     (
+        Operation::Snapshot,
+        Source::Csi,
+        &["snapshot-call-before", "snapshot-before", "snapshot-during", "snapshot-after", "snapshot-call-after"],
+    ),
+    (
+        Operation::DeleteSnapshot,
+        Source::Csi,
+        &[
+            "snapshot-delete-call-before",
+            "snapshot-remove-before",
+            "lvremove-during",
+            "snapshot-remove-after",
+            "snapshot-delete-call-after",
+        ],
+    ),
+    (
         Operation::Trash,
         Source::Flexvolume,
         &[
@@ -158,7 +178,7 @@ const MIRRORED: [(Operation, Source, &[&str]); 3] = [
 ];
 
 /// Each operation, and each process that takes part in it, at least once.
-const ALWAYS: [&str; 17] = [
+const ALWAYS: [&str; 19] = [
     "create flexvolume lvcreate-after end",
     "create flexvolume create-after end",
     "create flexvolume mark-after cut",
@@ -174,6 +194,8 @@ const ALWAYS: [&str; 17] = [
     "block csi wipe-piece end",
     "growblock csi hand-on-between end",
     "trash flexvolume wipe-piece cut",
+    "snapshot csi snapshot-after cut",
+    "deletesnapshot csi snapshot-delete-call-after end",
     "clone csi copy-piece cut",
     "clone csi zeroed-after end",
 ];

@@ -13,7 +13,8 @@ use anyhow::{Context, Result, ensure};
 use cases::{Case, Happening, Operation};
 use lvprov_tests::Test;
 use lvprov_tests::objects::{
-    Space, claim_volume, class, eventually, log_volume_of, lvprov, lvprov_json, text, volume_size, volumes_on,
+    Space, claim_volume, class, eventually, log_volume_of, lvprov, lvprov_json, take_snapshots, text, volume_size,
+    volumes_on,
 };
 use xtask::setup::binaries::{self, Profile};
 use xtask::testbed::{Cluster, ClusterOptions};
@@ -58,6 +59,7 @@ fn start() -> Result<Cluster> {
     class(&cluster, "flexvolume", "volumeGroup: vg0", "")?;
     class(&cluster, "csi", "volumeGroup: vg0, source: csi", "")?;
     class(&cluster, "raid1", "volumeGroup: vg1, source: csi, layout: raid1", "")?;
+    take_snapshots(&cluster)?;
     class(&cluster, "zero", "volumeGroup: vg0, deletePolicy: zero", "")?;
     Ok(cluster)
 }
@@ -140,6 +142,10 @@ impl<'a> Run<'a> {
 
     /// Nothing of this case may come by a point of the next one.
     fn end(&self) -> Result<()> {
+        if self.case.operation == Operation::Snapshot {
+            self.space.kubectl(&["delete", "volumesnapshot", "s", "--timeout=120s"])?;
+            self.no_snapshots()?;
+        }
         self.space.kubectl(&["delete", "pod,pvc", "--all", "--timeout=240s"])?;
         self.gone()?;
         // What is left of the namespace itself needs no waiting for.
@@ -181,11 +187,15 @@ impl<'a> Run<'a> {
                 self.claim()?;
                 self.space.volume_of("c").map(drop)
             }
-            Operation::Grow | Operation::Unmount => {
+            Operation::Grow | Operation::Unmount | Operation::Snapshot | Operation::DeleteSnapshot => {
                 self.claim()?;
                 self.pod()?;
                 self.space.ready("p")?;
-                self.space.exec("p", "echo kept > /v0/file && sync").map(drop)
+                self.space.exec("p", "echo kept > /v0/file && sync")?;
+                if self.case.operation == Operation::DeleteSnapshot {
+                    self.space.ready_snapshot("s", "c")?;
+                }
+                Ok(())
             }
             Operation::Clone => {
                 // Written to the volume's own disk before the power can go.
@@ -232,6 +242,10 @@ impl<'a> Run<'a> {
             }
             Operation::Delete | Operation::Trash => {
                 self.space.kubectl(&["delete", "pvc", "c", "--wait=false"]).map(drop)
+            }
+            Operation::Snapshot => self.space.snapshot("s", "c"),
+            Operation::DeleteSnapshot => {
+                self.space.kubectl(&["delete", "volumesnapshot", "s", "--wait=false"]).map(drop)
             }
             Operation::Mount => self.pod(),
             Operation::Unmount => self.space.kubectl(&["delete", "pod", "p", "--wait=false"]).map(drop),
@@ -297,6 +311,18 @@ impl<'a> Run<'a> {
                 // What is not on the disk yet would go with the power in the next case.
                 self.space.exec("p", "echo written > /v0/new && sync && cat /v0/new").map(drop)
             }
+            Operation::Snapshot => {
+                let handle = self.space.handle_of_snapshot("s")?;
+                let there = self.snapshots()?;
+                ensure!(there.len() == 1 && handle.ends_with(&there[0]), "{handle}, and there are {there:?}");
+                self.space.ready("p")?;
+                self.kept()
+            }
+            Operation::DeleteSnapshot => {
+                self.no_snapshots()?;
+                self.space.ready("p")?;
+                self.kept()
+            }
             Operation::Clone => {
                 self.pod()?;
                 self.space.ready("p")?;
@@ -359,6 +385,21 @@ impl<'a> Run<'a> {
         Ok(ours.map(|pv| text(pv, "/metadata/name").to_owned()).collect())
     }
 
+    /// Names of the snapshots of this namespace.
+    fn snapshots(&self) -> Result<Vec<String>> {
+        volumes_on(self.cluster, NODE, &format!("snapshot={}/", self.namespace()))
+    }
+
+    /// Neither here nor there.
+    fn no_snapshots(&self) -> Result<()> {
+        eventually("the snapshot is removed", || Ok(self.snapshots()?.is_empty()))?;
+        eventually("its content is gone", || {
+            let all = self.cluster.get_json("volumesnapshotcontents")?;
+            let mut all = all["items"].as_array().into_iter().flatten();
+            Ok(!all.any(|content| text(content, "/spec/volumeSnapshotRef/namespace") == self.namespace()))
+        })
+    }
+
     /// What it was copied from has gone with that.
     fn nothing_of_the_copy(&self) -> Result<()> {
         let node = self.cluster.node(NODE)?;
@@ -388,7 +429,9 @@ impl<'a> Run<'a> {
         }
         let removed = matches!(self.case.operation, Operation::Delete | Operation::Abandon | Operation::Trash);
         let expected = if self.case.operation == Operation::Clone { 2 } else { usize::from(!removed) };
-        let (volumes, logical) = (self.volumes()?, volumes_on(self.cluster, NODE, &format!("claim={namespace}/"))?);
+        let (volumes, mut logical) = (self.volumes()?, volumes_on(self.cluster, NODE, &format!("claim={namespace}/"))?);
+        // A snapshot says whose volume it is of.
+        logical.retain(|name| !name.starts_with("snap-"));
         ensure!(volumes.len() == expected && volumes == logical, "PersistentVolumes {volumes:?}, LVs {logical:?}");
         for name in &logical {
             let grown = matches!(self.case.operation, Operation::Grow | Operation::GrowBlock);

@@ -93,6 +93,31 @@ impl<'a> Space<'a> {
         Ok(())
     }
 
+    /// A snapshot of a claim's volume; see [`take_snapshots`].
+    pub fn snapshot(&self, name: &str, claim: &str) -> Result<()> {
+        self.cluster.apply(&format!(
+            "{{apiVersion: snapshot.storage.k8s.io/v1, kind: VolumeSnapshot, metadata: {{name: {name}, namespace: {ns}}}, \
+             spec: {{volumeSnapshotClassName: snaps, source: {{persistentVolumeClaimName: {claim}}}}}}}",
+            ns = self.name
+        ))?;
+        Ok(())
+    }
+
+    /// A snapshot that is ready; what the node calls it.
+    pub fn ready_snapshot(&self, name: &str, claim: &str) -> Result<String> {
+        self.snapshot(name, claim)?;
+        self.handle_of_snapshot(name)
+    }
+
+    /// Waits until a snapshot is ready; what the node calls it.
+    pub fn handle_of_snapshot(&self, name: &str) -> Result<String> {
+        self.wait(&format!("volumesnapshot/{name}"), "jsonpath={.status.readyToUse}=true")?;
+        let snapshot = self.get(&format!("volumesnapshot {name}"))?;
+        let content = text(&snapshot, "/status/boundVolumeSnapshotContentName");
+        let content = self.cluster.get_json(&format!("volumesnapshotcontent {content}"))?;
+        Ok(text(&content, "/status/snapshotHandle").to_owned())
+    }
+
     /// A pod that sleeps, with volumes in flow style: `persistentVolumeClaim:
     /// {claimName: a}`, each mounted at /v0, /v1, …
     pub fn pod(&self, name: &str, node: Option<&str>, volumes: &[String]) -> Result<()> {
@@ -232,6 +257,16 @@ pub fn class(cluster: &Cluster, name: &str, parameters: &str, more: &str) -> Res
 /// A text in an object; empty where there is none.
 pub fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
     object.pointer(pointer).and_then(Value::as_str).unwrap_or("")
+}
+
+/// Gives the controller the rights for snapshots, and makes a class of them.
+pub fn take_snapshots(cluster: &Cluster) -> Result<()> {
+    cluster.apply(include_str!("../../deploy/snapshots/rbac.yaml"))?;
+    cluster.apply(
+        "{apiVersion: snapshot.storage.k8s.io/v1, kind: VolumeSnapshotClass, metadata: {name: snaps}, \
+         driver: lvm.lvprov.io, deletionPolicy: Delete}",
+    )?;
+    Ok(())
 }
 
 /// Names of the logical volumes on a node whose tags hold `tag`.

@@ -474,6 +474,9 @@ impl Controller for ControllerService {
         &self,
         request: Request<csi::ListSnapshotsRequest>,
     ) -> Result<Response<csi::ListSnapshotsResponse>, Status> {
+        // Another node's "there is none" would be taken for a loss.
+        addressee::check_metadata(&self.node_name, request.metadata())
+            .map_err(|misdirected| Status::unavailable(misdirected.to_string()))?;
         let request = request.into_inner();
         let (lvm, served) = (Arc::clone(&self.lvm), self.served.clone());
         let all = tokio::task::spawn_blocking(move || lvm.snapshots())

@@ -69,13 +69,13 @@ pub(super) async fn create(content: &VolumeSnapshotContent, ctx: &Context) -> Re
             .collect(),
         ..CreateSnapshotRequest::default()
     };
-    fault::point("snapshot-before");
+    fault::point("snapshot-call-before");
     let answer = async {
         let call = call_to(&asked.node, request, CALL_TIMEOUT)?;
         ControllerClient::new(asked.reached.channel.clone()).create_snapshot(call).await
     };
     let answer = answer.await;
-    fault::point("snapshot-after");
+    fault::point("snapshot-call-after");
     let snapshot = match answer {
         Ok(answer) => answer.into_inner().snapshot.unwrap_or_default(),
         Err(status) => {

@@ -50,7 +50,7 @@ pub(super) async fn remove(content: &VolumeSnapshotContent, ctx: &Context) -> Re
             return Ok(Action::await_change());
         }
     };
-    fault::point("snapshot-delete-before");
+    fault::point("snapshot-delete-call-before");
     let request = DeleteSnapshotRequest { snapshot_id: handle.to_string(), ..DeleteSnapshotRequest::default() };
     let deleted = async {
         let call = call_to(&asked.node, request, CALL_TIMEOUT)?;
@@ -76,7 +76,7 @@ pub(super) async fn remove(content: &VolumeSnapshotContent, ctx: &Context) -> Re
             return Ok(Action::requeue(ctx.failures.note(&uid, Row::Attempts, "", LONGEST_WAIT).wait));
         }
     }
-    fault::point("snapshot-delete-after");
+    fault::point("snapshot-delete-call-after");
     info!(content = name, snapshot = %handle, node = asked.node, "removed the snapshot");
     ctx.failures.clear(&uid);
     ctx.snapshots.tell_gone(&handle.0.topology);
