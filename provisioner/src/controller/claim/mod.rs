@@ -20,6 +20,8 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 use lvm::fault;
 use lvm::size::human;
+use lvprov_proto::csi::VolumeContentSource;
+use tonic::Status;
 use tracing::info;
 
 use super::calls::{Call, wanted};
@@ -36,10 +38,7 @@ use crate::names::DRIVER;
 pub use concerned::{ClassChanged, concerned_by_class, concerned_by_node, concerned_by_snapshot};
 use create::create;
 pub use held::Held;
-use lvprov_proto::csi::VolumeContentSource;
 use refused::{failed, hand_back, next, unreachable};
-
-use tonic::Status;
 
 /// Between attempts, where somebody has to do something first.
 const PARKED: Duration = Duration::from_secs(5 * 60);
