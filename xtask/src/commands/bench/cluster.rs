@@ -18,6 +18,9 @@ const LONGEST: Duration = Duration::from_secs(600);
 const SETTLE: Duration = Duration::from_secs(2);
 /// Where the node's lvm commands are written down.
 pub const COMMANDS: &str = "/run/lvprov-commands.log";
+/// Classes of small volumes.
+const SMALL: &str = "bench-small";
+const SMALL_CSI: &str = "bench-small-csi";
 /// Pods of the StatefulSet.
 const REPLICAS: usize = 20;
 
@@ -34,11 +37,12 @@ impl<'a> Bench<'a> {
     /// # Errors
     /// When the API server refuses.
     pub fn new(cluster: &'a Cluster) -> Result<Self> {
-        for (name, fs) in [("bench", "xfs"), ("bench-small", "ext4")] {
+        let classes = [("bench", "xfs", "flexvolume"), (SMALL, "ext4", "flexvolume"), (SMALL_CSI, "ext4", "csi")];
+        for (name, fs, source) in classes {
             cluster.apply(&format!(
                 "{{apiVersion: storage.k8s.io/v1, kind: StorageClass, metadata: {{name: {name}}}, \
                  provisioner: lvm.lvprov.io, volumeBindingMode: WaitForFirstConsumer, \
-                 parameters: {{volumeGroup: vg0, csi.storage.k8s.io/fstype: {fs}}}}}"
+                 parameters: {{volumeGroup: vg0, csi.storage.k8s.io/fstype: {fs}, source: {source}}}}}"
             ))?;
         }
         Ok(Self {
@@ -124,8 +128,7 @@ impl<'a> Bench<'a> {
             let mut all = || {
                 self.timeline.clear();
                 let before = self.commands()?;
-                self.cluster
-                    .apply(&names.iter().map(|name| Self::claim(name, "bench-small", "64Mi")).collect::<String>())?;
+                self.cluster.apply(&names.iter().map(|name| Self::claim(name, SMALL, "64Mi")).collect::<String>())?;
                 let first = self.timeline.first("the first claim", LIMIT, |object| is_claim(object, &names[0]))?;
                 let (mut last_volume, mut last_bound) = (first, first);
                 for name in &names {
@@ -258,27 +261,40 @@ impl<'a> Bench<'a> {
         if count == 0 {
             return Ok(Vec::new());
         }
-        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        let (mut flex, mut csi, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
         for round in 0..count {
             let mut with_claims = || {
-                ours.push(self.stateful_set(&format!("claims-{round}"), true)?);
-                let claims: Vec<String> = (0..REPLICAS).map(|pod| format!("v-claims-{round}-{pod}")).collect();
-                self.remove_claims(&claims).map(drop)
+                // Each of the two is as often the first.
+                let mut both = [("flex", SMALL, &mut flex), ("csi", SMALL_CSI, &mut csi)];
+                if round % 2 == 1 {
+                    both.reverse();
+                }
+                for (name, class, times) in both {
+                    let name = format!("{name}-{round}");
+                    times.push(self.stateful_set(&name, Some(class))?);
+                    let claims: Vec<String> = (0..REPLICAS).map(|pod| format!("v-{name}-{pod}")).collect();
+                    self.remove_claims(&claims)?;
+                }
+                Ok(())
             };
             let mut without = || {
-                theirs.push(self.stateful_set(&format!("none-{round}"), false)?);
+                theirs.push(self.stateful_set(&format!("none-{round}"), None)?);
                 std::thread::sleep(SETTLE);
                 Ok(())
             };
             take_turns(round, &mut with_claims, &mut without)?;
         }
-        Ok(vec![row(&format!("StatefulSet of {REPLICAS}: all Ready"), ours, "without volumes", theirs)])
+        let against = "without volumes";
+        Ok(vec![
+            row(&format!("StatefulSet of {REPLICAS}, flexvolume: all Ready"), flex, against, theirs.clone()),
+            row(&format!("StatefulSet of {REPLICAS}, csi: all Ready"), csi, against, theirs),
+        ])
     }
 
     /// Milliseconds from its first pod's appearance until all are Ready; deletes it with its pods.
-    fn stateful_set(&self, name: &str, claims: bool) -> Result<f64> {
+    fn stateful_set(&self, name: &str, class: Option<&str>) -> Result<f64> {
         self.timeline.clear();
-        self.cluster.apply(&stateful_set(name, claims))?;
+        self.cluster.apply(&stateful_set(name, class))?;
         let pods: Vec<String> = (0..REPLICAS).map(|number| format!("{name}-{number}")).collect();
         let of_it = |object: &Value| pods.iter().any(|pod| is(object, "Pod", pod));
         let first = self.timeline.first("the first pod", LIMIT, of_it)?;
@@ -344,15 +360,14 @@ fn take_turns(round: usize, one: &mut dyn FnMut() -> Result<()>, other: &mut dyn
     Ok(())
 }
 
-fn stateful_set(name: &str, claims: bool) -> String {
-    let (mounts, templates) = match claims {
-        true => (
-            ", volumeMounts: [{name: v, mountPath: /v}]",
-            ", volumeClaimTemplates: [{metadata: {name: v}, spec: {accessModes: [ReadWriteOnce], storageClassName: \
-             bench-small, resources: {requests: {storage: 64Mi}}}}]",
-        ),
-        false => ("", ""),
-    };
+fn stateful_set(name: &str, class: Option<&str>) -> String {
+    let mounts = if class.is_some() { ", volumeMounts: [{name: v, mountPath: /v}]" } else { "" };
+    let templates = class.map_or(String::new(), |class| {
+        format!(
+            ", volumeClaimTemplates: [{{metadata: {{name: v}}, spec: {{accessModes: [ReadWriteOnce], storageClassName: \
+             {class}, resources: {{requests: {{storage: 64Mi}}}}}}}}]"
+        )
+    });
     format!(
         "{{apiVersion: apps/v1, kind: StatefulSet, metadata: {{name: {name}, namespace: default}}, spec: {{\
          replicas: {REPLICAS}, serviceName: none, podManagementPolicy: Parallel, \
