@@ -132,7 +132,8 @@ impl Lvm {
                 None => return Err(unfit(request, "it has no file system that lvprov knows".to_owned())),
             }
         }
-        self.retag(&mut lock, request, volume, &now)?;
+        let layout = self.layout_of(&lock, request, volume, &now)?;
+        self.retag(&mut lock, request, volume, &now, layout)?;
         fault::point("adopt-tagged");
         if request.fs.is_none() {
             crate::data::forget_known(&node);
@@ -149,14 +150,33 @@ impl Lvm {
         }
         fault::point("adopt-renamed");
         drop(lock_volume);
-        Ok(Adopted { size: volume.size, layout: layout_of(volume) })
+        Ok(Adopted { size: volume.size, layout })
+    }
+
+    /// By its tag, or, where somebody made it by hand, by what LVM has made.
+    fn layout_of(&self, lock: &Lock, request: &Adopt, volume: &AnyVolume, now: &LvName) -> Result<Layout, ReportError> {
+        let said = identity::layout_of(volume.tags.iter().map(String::as_str));
+        if request.from.is_some() || !said.is_linear() {
+            return Ok(said);
+        }
+        let vg = &request.vg;
+        let pool = self.config.thin_pools.get(vg).map(|thin| &thin.pool);
+        let report = self.report("lvs", report::MADE_FIELDS, Some(&format!("{vg}/{now}")), Some(lock))?;
+        report::made_as(&report, now, pool)
     }
 
     /// In one change from the old owner's tags to the new one's.
-    fn retag(&self, lock: &mut Lock, request: &Adopt, volume: &AnyVolume, now: &LvName) -> Result<(), CommandError> {
+    fn retag(
+        &self,
+        lock: &mut Lock,
+        request: &Adopt,
+        volume: &AnyVolume,
+        now: &LvName,
+        layout: Layout,
+    ) -> Result<(), CommandError> {
         let mut wanted = [Owner::Data(request.owner.clone()).to_tags(), request.intent.to_tags()].concat();
         // How it lies on the disks is the volume's, whoever has it.
-        wanted.extend(identity::layout_tag(layout_of(volume)));
+        wanted.extend(identity::layout_tag(layout));
         let mut args: Vec<String> = ["lvchange", "--yes", "--quiet"].map(str::to_owned).to_vec();
         let mut change = |option: &str, tag: &String| args.extend([option.to_owned(), tag.clone()]);
         let old = volume.tags.iter().filter(|tag| tag.starts_with(identity::PREFIX) && !wanted.contains(tag));
@@ -168,10 +188,6 @@ impl Lvm {
         args.push(format!("{}/{now}", request.vg));
         self.mutate(lock, &args)
     }
-}
-
-fn layout_of(volume: &AnyVolume) -> Layout {
-    identity::layout_of(volume.tags.iter().map(String::as_str))
 }
 
 fn unfit(request: &Adopt, why: String) -> AdoptError {

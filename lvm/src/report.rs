@@ -6,7 +6,7 @@
 
 use crate::identity::{self, NEW, Owner, SnapshotOwner};
 use crate::intent::Marks;
-use crate::layout::Layout;
+use crate::layout::{self, Layout};
 use crate::names::{LvName, VgName};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -523,6 +523,47 @@ pub(crate) fn disks(stdout: &[u8], lv: &LvName) -> Result<Disks, ReportError> {
     Ok(Disks { extent_size, partial, disks: disks.into_iter().collect(), legs })
 }
 
+pub(crate) const MADE_FIELDS: &str = "lv_name,segtype,stripes,stripe_size,pool_lv";
+
+#[derive(Deserialize)]
+struct MadeRow {
+    lv_name: String,
+    segtype: String,
+    stripes: String,
+    stripe_size: String,
+    pool_lv: String,
+}
+
+/// How a volume lies on its disks, whoever made it, as far as that is a layout
+/// of ours: all its segments are of one. `pool`: the group's thin pool.
+pub(crate) fn made_as(stdout: &[u8], lv: &LvName, pool: Option<&LvName>) -> Result<Layout, ReportError> {
+    let (rows, _) = rows::<MadeRow>("lvs", stdout)?;
+    let layout = |row: &MadeRow| {
+        let images: u32 = row.stripes.trim().parse().ok()?;
+        let number = match row.segtype.as_str() {
+            "striped" => images,
+            "raid1" => images.checked_sub(1)?,
+            "raid10" => images / 2,
+            "linear" => return Some(Layout::Linear),
+            "thin" => return pool.filter(|pool| row.pool_lv == pool.as_str()).map(|_| Layout::Thin),
+            _ => return None,
+        };
+        let number = number.to_string();
+        let is_mirror = row.segtype == "raid1";
+        let parameter = |key: &'static str| match key {
+            layout::LAYOUT => Some(row.segtype.as_str()),
+            layout::MIRRORS if is_mirror => Some(number.as_str()),
+            layout::STRIPES if !is_mirror => Some(number.as_str()),
+            layout::STRIPE_SIZE if !is_mirror => Some(row.stripe_size.trim()),
+            _ => None,
+        };
+        Layout::parse(parameter).ok()
+    };
+    let mut all = rows.iter().filter(|row| row.lv_name == lv.as_str()).map(layout);
+    let first = all.next().flatten().unwrap_or_default();
+    Ok(if all.all(|other| other == Some(first)) { first } else { Layout::default() })
+}
+
 /// A logical volume, whoever made it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AnyVolume {
@@ -596,6 +637,37 @@ pub fn segments(stdout: &[u8]) -> Result<Vec<Segment>, ReportError> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn what_was_made_by_hand_is_known_by_its_segments() {
+        let made = |segments: &[(&str, u32, u64)]| {
+            let rows: Vec<String> = segments
+                .iter()
+                .map(|(kind, stripes, size)| {
+                    format!(
+                        r#"{{"lv_name":"mysql","segtype":"{kind}","stripes":"{stripes}","stripe_size":"{size}","pool_lv":"pool0"}}"#
+                    )
+                })
+                .collect();
+            let json = format!("{{\"report\":[{{\"seg\":[{}]}}]}}", rows.join(",\n"));
+            let pool = LvName::parse("pool0").unwrap();
+            made_as(json.as_bytes(), &LvName::parse("mysql").unwrap(), Some(&pool)).unwrap().to_string()
+        };
+        for (segments, layout) in [
+            (&[("linear", 1, 0)][..], "linear"),
+            (&[("linear", 1, 0), ("linear", 1, 0)], "linear"),
+            (&[("raid1", 2, 0)], "raid1:1"),
+            (&[("raid1", 3, 0), ("raid1", 3, 0)], "raid1:2"),
+            (&[("striped", 3, 65536)], "striped:3:65536"),
+            (&[("raid10", 4, 65536)], "raid10:2:65536"),
+            (&[("thin", 0, 0)], "thin"),
+            // Of neither kind, or of none of ours.
+            (&[("striped", 2, 65536), ("linear", 1, 0)], "linear"),
+            (&[("raid5", 3, 65536)], "linear"),
+        ] {
+            assert_eq!(made(segments), layout, "{segments:?}");
+        }
+    }
 
     #[test]
     fn groups_as_lvm_prints_them() {

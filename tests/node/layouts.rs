@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use xtask::testbed::Node;
 
-pub const TESTS: [Test<Node>; 12] = [
+pub const TESTS: [Test<Node>; 13] = [
     ("layouts::each_is_made_found_mounted_grown_and_removed", whole_life),
     ("layouts::what_is_said_to_fit_is_what_lvm_makes", capacity),
     ("layouts::no_disk_has_something_of_two_copies", copies),
@@ -18,6 +18,7 @@ pub const TESTS: [Test<Node>; 12] = [
     ("layouts::an_activation_that_was_cut_off_is_done_again", half_active),
     ("layouts::a_lost_disk_is_not_the_loss_of_a_mirror", lost_disk),
     ("layouts::a_kernel_that_cannot_is_told", no_module),
+    ("layouts::a_mirror_made_by_hand_grows_as_one", by_hand),
     ("layouts::a_raw_device_of_any_kind_grows_by_zeros", raw_growth),
     ("layouts::thin_volumes_are_promised_once", thin),
     ("layouts::half_of_a_thin_volume_is_made_anew", half_of_a_thin_volume),
@@ -505,6 +506,26 @@ fn device_classes(node: &Node) -> Result<()> {
 }
 
 const THIN_POOL: &str = r#""thinPools":{"vg1":{"pool":"pool0"}}"#;
+
+fn by_hand(node: &Node) -> Result<()> {
+    let disks = Disks::make(node)?;
+    let service = Service::start(node)?;
+    node.sh("lvcreate -qq -y --type raid1 -m 1 -L 320m -n mysql vg1 && mkfs.ext4 -q /dev/vg1/mysql")?;
+    let claim = uid(0x7b0);
+    let answer = service.ask(&["adopt", "mysql", &claim, "--vg", "vg1", "--fs", "ext4", "--bytes", "335544320"])?;
+    ensure!(answer["lv"] == format!("pvc-{claim}") && answer["layout"] == "raid1:1", "{answer}");
+    // The disks of its copies are full: it grows on two others, and no disk comes to have both.
+    let legs = disks.legs(&claim)?;
+    for disk in legs.values().flatten() {
+        disks.fill(disk.trim_start_matches("/dev/ubd"), 600)?;
+    }
+    ensure!(expand(&service, &claim, 640 * MIB)?["bytes"] == 640 * MIB);
+    let legs = disks.legs(&claim)?;
+    let all: Vec<&String> = legs.values().flatten().collect();
+    ensure!(legs.len() == 2 && all.iter().collect::<BTreeSet<_>>().len() == all.len(), "{legs:?}");
+    ensure!(all.len() == 4, "it has not grown on other disks: {legs:?}");
+    delete(&service, &claim)
+}
 
 /// What is given out next on each disk holds something that is not zero.
 fn dirty(node: &Node) -> Result<()> {

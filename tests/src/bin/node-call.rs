@@ -151,6 +151,8 @@ enum Call {
         fs: String,
         #[arg(long, default_value_t = 1)]
         bytes: u64,
+        #[arg(long, default_value = "vg0")]
+        vg: String,
     },
     /// Lists everything.
     Inventory,
@@ -309,10 +311,10 @@ async fn call(cli: Cli) -> Result<()> {
                 }
             }
         }
-        Call::Adopt { lv, uid, from, namespace, claim, fs, bytes } => {
+        Call::Adopt { lv, uid, from, namespace, claim, fs, bytes, vg } => {
             let request = AdoptRequest {
                 node: NODE.to_owned(),
-                volume_group: "vg0".to_owned(),
+                volume_group: vg,
                 logical_volume: lv,
                 from_claim_uid: from,
                 cluster: CLUSTER.to_owned(),
@@ -324,7 +326,7 @@ async fn call(cli: Cli) -> Result<()> {
                 ..Default::default()
             };
             let answer = NodeAdminClient::new(channel).adopt(request).await?.into_inner();
-            println!("{}", json!({"lv": answer.logical_volume, "bytes": answer.size_bytes}));
+            println!("{}", json!({"lv": answer.logical_volume, "bytes": answer.size_bytes, "layout": answer.layout}));
         }
         Call::Inventory => {
             for item in inventory(channel).await? {
