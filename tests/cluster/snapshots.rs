@@ -3,17 +3,21 @@
 
 use anyhow::{Context, Result, ensure};
 use lvprov_tests::Test;
-use lvprov_tests::objects::{LONG, Space, claim_volume, class, eventually, take_snapshots, text, volumes_on};
+use lvprov_tests::objects::{
+    LONG, Space, claim_volume, class, eventually, lvprov, lvprov_json, take_snapshots, text, volumes_on,
+};
 use serde_json::Value;
 use xtask::testbed::Cluster;
 
-pub const TESTS: [Test<Cluster>; 6] = [
+pub const TESTS: [Test<Cluster>; 8] = [
     ("snapshots::of_a_running_pods_volume_are_restored_and_cloned", |c| lives(c, "snap-thick", "xfs-csi")),
     ("snapshots::of_a_thin_volume_are_restored_and_cloned", thin),
     ("snapshots::a_pod_follows_its_data_whatever_node_was_chosen", follows),
     ("snapshots::what_cannot_be_had_is_refused_with_a_reason", refused),
     ("snapshots::a_claim_deleted_in_the_middle_leaves_nothing", cut_short),
     ("snapshots::a_volume_with_a_snapshot_grows_and_goes_after_it", in_the_way),
+    ("snapshots::one_that_is_lost_says_so", lost),
+    ("snapshots::of_a_raw_device_is_restored_and_kept_for_another_name", raw),
 ];
 
 fn from_snapshot(name: &str) -> String {
@@ -216,5 +220,85 @@ fn in_the_way(cluster: &Cluster) -> Result<()> {
     eventually("both have gone", || {
         Ok(!is_there(cluster, &handle)? && !volumes_on(cluster, "n1", "claim=snap-way/data")?.contains(&volume))
     })?;
+    space.end()
+}
+
+/// More is overwritten than its room can hold.
+fn lost(cluster: &Cluster) -> Result<()> {
+    take_snapshots(cluster)?;
+    cluster.apply(
+        "{apiVersion: snapshot.storage.k8s.io/v1, kind: VolumeSnapshotClass, metadata: {name: tiny}, \
+         driver: lvm.lvprov.io, deletionPolicy: Delete, parameters: {snapshotSize: 8Mi}}",
+    )?;
+    let space = Space::new(cluster, "snap-lost")?;
+    written(&space, "xfs-csi", "320Mi")?;
+    cluster.apply(
+        "{apiVersion: snapshot.storage.k8s.io/v1, kind: VolumeSnapshot, metadata: {name: small, namespace: snap-lost}, \
+         spec: {volumeSnapshotClassName: tiny, source: {persistentVolumeClaimName: data}}}",
+    )?;
+    let handle = space.handle_of_snapshot("small")?;
+    space.exec("p", "dd if=/dev/urandom of=/v0/more bs=1M count=60 2>/dev/null && sync")?;
+    space.claim("again", "xfs-csi", "320Mi", &from_snapshot("small"))?;
+    space.event("PersistentVolumeClaim", "again", &["small", "lost"])?;
+    space.event("VolumeSnapshot", "small", &["SnapshotLost", "snapshotSize"])?;
+    space.wait("volumesnapshot/small", "jsonpath={.status.readyToUse}=false")?;
+    // The volume is none the worse, and the doctor knows of it.
+    ensure!(space.exec("p", "cat /v0/file; stat -c %s /v0/more")? == "old\n62914560");
+    let found = lvprov(cluster, &["doctor", "--node", "n1", "--json"])?;
+    ensure!(found.stdout.contains("snapshot-invalid"), "{}", found.stdout);
+    space.kubectl(&["delete", "pvc", "again", "--timeout=120s"])?;
+    space.kubectl(&["delete", "volumesnapshot", "small", "--timeout=120s"])?;
+    ensure!(!is_there(cluster, &handle)?, "{handle} is still there");
+    space.end()
+}
+
+/// Of a raw device; and its logical volume outlives its VolumeSnapshot, for another one.
+fn raw(cluster: &Cluster) -> Result<()> {
+    take_snapshots(cluster)?;
+    let space = Space::new(cluster, "snap-raw")?;
+    space.claim("data", "xfs-csi", "128Mi", "volumeMode: Block")?;
+    space.raw_pod("p", Some("n1"), "data", "")?;
+    space.ready("p")?;
+    space.exec("p", "echo old | dd of=/dev/raw bs=512 seek=7 conv=notrunc,fsync 2>/dev/null")?;
+    let handle = space.ready_snapshot("before", "data")?;
+    space.exec("p", "echo new | dd of=/dev/raw bs=512 seek=7 conv=notrunc,fsync 2>/dev/null")?;
+    // Neither mode is made from the other.
+    space.claim("files", "xfs-csi", "400Mi", &from_snapshot("before"))?;
+    space.event("PersistentVolumeClaim", "files", &["ClaimRefused", "volumeMode Filesystem"])?;
+    space.kubectl(&["delete", "pvc", "files", "--timeout=120s"])?;
+
+    // It is kept without its content, is nobody's then, and is given another name.
+    let content = space.get("volumesnapshot before")?;
+    let content = text(&content, "/status/boundVolumeSnapshotContentName").to_owned();
+    let retain = r#"{"spec":{"deletionPolicy":"Retain"}}"#;
+    cluster.kubectl(["patch", "volumesnapshotcontent", &content, "--type=merge", "-p", retain])?;
+    space.kubectl(&["delete", "volumesnapshot", "before", "--timeout=120s"])?;
+    cluster.kubectl(["delete", "volumesnapshotcontent", &content, "--ignore-not-found", "--timeout=120s"])?;
+    ensure!(is_there(cluster, &handle)?, "{handle} has gone");
+    let garbage = lvprov_json(cluster, &["gc", "--json", "--older-than", "0s"])?;
+    let name = handle.split_once('/').map_or("", |(_, name)| name);
+    let listed =
+        |garbage: &Value| garbage["items"].as_array().is_some_and(|all| all.iter().any(|one| one["name"] == name));
+    ensure!(listed(&garbage), "gc does not list {name}: {garbage:#}");
+    cluster.apply(&format!(
+        "{{apiVersion: snapshot.storage.k8s.io/v1, kind: VolumeSnapshotContent, metadata: {{name: snap-raw-kept}}, \
+         spec: {{driver: lvm.lvprov.io, deletionPolicy: Delete, source: {{snapshotHandle: '{handle}'}}, \
+         sourceVolumeMode: Block, volumeSnapshotRef: {{name: kept, namespace: snap-raw}}}}}}\n---\n\
+         {{apiVersion: snapshot.storage.k8s.io/v1, kind: VolumeSnapshot, metadata: {{name: kept, namespace: snap-raw}}, \
+         spec: {{source: {{volumeSnapshotContentName: snap-raw-kept}}}}}}"
+    ))?;
+    space.wait("volumesnapshot/kept", "jsonpath={.status.readyToUse}=true")?;
+    let garbage = lvprov_json(cluster, &["gc", "--json", "--older-than", "0s"])?;
+    ensure!(!listed(&garbage), "gc lists what a content names: {garbage:#}");
+
+    let more = format!("volumeMode: Block, {}", from_snapshot("kept"));
+    space.claim("again", "xfs-csi", "192Mi", &more)?;
+    space.raw_pod("r", None, "again", "")?;
+    space.ready("r")?;
+    let read = "dd if=/dev/raw bs=512 skip=7 count=1 2>/dev/null | head -c 3";
+    ensure!(space.exec("r", read)? == "old" && space.exec("p", read)? == "new");
+    space.exec("r", "[ $(dd if=/dev/raw bs=1M skip=128 2>/dev/null | tr -d '\\000' | wc -c) = 0 ]")?;
+    space.kubectl(&["delete", "volumesnapshot", "kept", "--timeout=120s"])?;
+    ensure!(!is_there(cluster, &handle)?, "{handle} is still there");
     space.end()
 }
