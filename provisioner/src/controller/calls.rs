@@ -170,7 +170,7 @@ pub async fn clear(ctx: &Context) {
 fn worth_asking(wanted: &Wanted, ctx: &Context) -> bool {
     let claim = ctx.claims.get(&ObjectRef::new(&wanted.claim).within(&wanted.namespace));
     !claim.is_some_and(|claim| waits_for(&claim, wanted))
-        || ctx.volumes.get(&ObjectRef::new(&wanted.place.logical_volume)).is_some()
+        || ctx.volumes.contains(&ObjectRef::new(&wanted.place.logical_volume))
 }
 
 /// The claim may still ask for the volume.

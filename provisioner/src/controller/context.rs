@@ -14,6 +14,7 @@ use super::claim::Held;
 use super::error::Failures;
 use super::events::Events;
 use super::nodes::Nodes;
+use super::objects::Objects;
 use super::snapshot::Snapshots;
 
 /// What all reconciliations share.
@@ -31,9 +32,9 @@ pub struct Context {
     /// As watched.
     pub classes: Store<StorageClass>,
     /// As watched.
-    pub claims: Store<PersistentVolumeClaim>,
+    pub claims: Objects<PersistentVolumeClaim>,
     /// As watched.
-    pub volumes: Store<PersistentVolume>,
+    pub volumes: Objects<PersistentVolume>,
     /// The cluster's snapshots.
     pub snapshots: Arc<Snapshots>,
     /// Claims that can be served on one node only, and wait for it.

@@ -91,7 +91,7 @@ pub async fn look(node: &str, ctx: &Context) -> Result<(), String> {
                 && !volume.open
                 // Not the room that another one grows by.
                 && volume.logical_volume == format!("pvc-{}", volume.claim_uid)
-                && ctx.volumes.get(&ObjectRef::new(&volume.logical_volume)).is_none()
+                && !ctx.volumes.contains(&ObjectRef::new(&volume.logical_volume))
             {
                 ctx.calls.found(wanted(&volume, &reached.topology), volume);
             }

@@ -10,7 +10,7 @@
 //! nodes have gone at once than machines fail, somebody has made a mistake, and
 //! nothing is done.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,7 @@ use super::error::{Doing, Error, is_conflict, is_not_found};
 use super::events::Reason;
 use super::names::{NODE_LOST_SINCE, ON_NODE_LOSS};
 use super::nodes::News;
+use super::objects::{Kept, NodeTag};
 use super::volume::{Need, Place, give_up, need, place_of};
 use crate::names::TOPOLOGY_NODE;
 use crate::with_causes;
@@ -133,7 +134,11 @@ fn action(volume: &PersistentVolume) -> Option<Action> {
 /// When the API server cannot be asked, or refuses. Nothing was concluded.
 pub async fn look(ctx: &Context, settings: Settings, pace: &mut Pace) -> Result<Option<Duration>, Error> {
     let mut suspects: BTreeMap<String, Vec<(Arc<PersistentVolume>, Place)>> = BTreeMap::new();
-    for volume in ctx.volumes.state() {
+    let there: HashSet<NodeTag> = ctx.node_objects.state().iter().map(|node| NodeTag::of(&node.name_any())).collect();
+    let marked = ctx.volumes.live(|volume| volume.annotations().contains_key(NODE_LOST_SINCE));
+    let marked =
+        marked.into_iter().filter(|volume| volume.node().is_some_and(|node| there.contains(&NodeTag::of(&node))));
+    for volume in ctx.volumes.of_nodes(|node| !there.contains(&node)).into_iter().chain(marked) {
         let Some(place) = place_of(&volume) else { continue };
         if ctx.node_objects.get(&ObjectRef::new(&place.topology)).is_none() {
             suspects.entry(place.topology.clone()).or_default().push((volume, place));

@@ -17,8 +17,10 @@ mod leftovers;
 mod loss;
 pub(crate) mod names;
 pub mod nodes;
+mod objects;
 mod placement;
 mod quantity;
+mod queue;
 mod renewal;
 #[cfg(test)]
 mod scenarios;
@@ -30,7 +32,6 @@ pub(crate) mod validate;
 pub mod volume;
 
 use std::collections::HashSet;
-use std::fmt::Debug;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,15 +41,15 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::runtime::controller::{Action, Controller};
-use kube::runtime::reflector::{self, ObjectRef, Store, store};
+use kube::runtime::controller::Controller;
+use kube::runtime::reflector::{ObjectRef, Store, store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::BroadcastStream;
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use crate::names::{NAMESPACE, NODE_PORT};
 use crate::tls::TlsError;
@@ -60,6 +61,8 @@ use error::{Error, Failures, Row};
 use events::Events;
 use lease::Election;
 use nodes::{News, Nodes};
+use objects::{Kept, Objects};
+use queue::Action;
 use snapshot::Snapshots;
 use snapshot::types::VolumeSnapshotContent;
 
@@ -209,8 +212,7 @@ async fn act(args: &Args, client: Client, identity: String) -> Result<(), Contro
     let (node_objects, node_writer) = store::<Node>();
     let (classes, class_writer) = store::<StorageClass>();
     let (class_changed, _) = broadcast::channel(256);
-    let claim_controller = controller::<PersistentVolumeClaim>(&client, slim::claim);
-    let volume_controller = controller::<PersistentVolume>(&client, slim::volume);
+    let (claims, volumes) = (Objects::default(), Objects::default());
     let (contents, content_writer) = store::<VolumeSnapshotContent>();
     let snapshots = Arc::new(Snapshots::new(contents.clone()));
     let ctx = Arc::new(Context {
@@ -219,8 +221,8 @@ async fn act(args: &Args, client: Client, identity: String) -> Result<(), Contro
         nodes: nodes.clone(),
         node_objects: node_objects.clone(),
         classes: classes.clone(),
-        claims: claim_controller.store(),
-        volumes: volume_controller.store(),
+        claims: claims.clone(),
+        volumes: volumes.clone(),
         snapshots: snapshots.clone(),
         held: Held::default(),
         failures: Failures::default(),
@@ -235,8 +237,8 @@ async fn act(args: &Args, client: Client, identity: String) -> Result<(), Contro
     let unmounts = trouble::run(ctx.clone(), nodes.troubles());
     let renewing = renewal::run(&ctx.client, &ctx.events, &args.namespace);
     let ageing = renewal::tell_nodes(ctx.clone(), nodes.ageing());
-    let claim_triggers = claim_triggers(&ctx, &class_changed);
-    let volume_triggers = volume_triggers(&ctx);
+    let claim_triggers = stream::select(watched(&client, &claims), claim_triggers(&ctx, &class_changed));
+    let volume_triggers = stream::select(watched(&client, &volumes), volume_triggers(&ctx));
     let content_triggers = snapshot::triggers(&ctx);
     let content_watch =
         snapshot::watch(client.clone(), snapshots, snapshot::SELDOM).modify(slim::content).reflect(content_writer);
@@ -274,24 +276,22 @@ async fn act(args: &Args, client: Client, identity: String) -> Result<(), Contro
         if ready.is_err() {
             return;
         }
-        let volumes = volume_controller
-            .reconcile_on(volume_triggers)
-            .run(volume::reconcile, again, ctx.clone())
-            .for_each(|done| report("PersistentVolume", done));
+        let volumes = queue::run(&volumes, volume_triggers, async |volume: Arc<PersistentVolume>| {
+            let done = volume::reconcile(volume.clone(), ctx.clone()).await;
+            done.unwrap_or_else(|error| again(&*volume, &error, &ctx))
+        });
         let claims = async {
-            if ctx.volumes.wait_until_ready().await.is_err() {
-                return;
-            }
-            claim_controller
-                .reconcile_on(claim_triggers)
-                .run(claim::reconcile, again, ctx.clone())
-                .for_each(|done| report("PersistentVolumeClaim", done))
-                .await;
+            ctx.volumes.wait_until_ready().await;
+            queue::run(&claims, claim_triggers, async |claim: Arc<PersistentVolumeClaim>| {
+                let done = claim::reconcile(claim.clone(), ctx.clone()).await;
+                done.unwrap_or_else(|error| again(&*claim, &error, &ctx))
+            })
+            .await;
         };
         let left = async {
-            if ctx.volumes.wait_until_ready().await.is_ok() && ctx.claims.wait_until_ready().await.is_ok() {
-                futures::future::join(calls::run(ctx.clone()), leftovers::run(ctx.clone(), came_up)).await;
-            }
+            ctx.volumes.wait_until_ready().await;
+            ctx.claims.wait_until_ready().await;
+            futures::future::join(calls::run(ctx.clone()), leftovers::run(ctx.clone(), came_up)).await;
         };
         let lost = async {
             if args.node_lost_after == 0 {
@@ -302,19 +302,20 @@ async fn act(args: &Args, client: Client, identity: String) -> Result<(), Contro
                 claims_per_minute: args.node_lost_claims_per_minute.into(),
                 most_percent: args.node_lost_most_percent.into(),
             };
-            if ctx.volumes.wait_until_ready().await.is_ok() {
-                loss::run(ctx.clone(), settings).await;
-            }
+            ctx.volumes.wait_until_ready().await;
+            loss::run(ctx.clone(), settings).await;
         };
         // Where there are none, this waits.
         let contents = async {
-            if ctx.volumes.wait_until_ready().await.is_err() {
-                return;
-            }
+            ctx.volumes.wait_until_ready().await;
             Controller::for_stream(content_watch.applied_objects(), contents)
                 .reconcile_on(content_triggers)
-                .run(snapshot::reconcile, again, ctx.clone())
-                .for_each(|done| report("VolumeSnapshotContent", done))
+                .run(
+                    async |content, ctx| snapshot::reconcile(content, ctx).await.map(Into::into),
+                    |content, error, ctx| again(&*content, error, &ctx).into(),
+                    ctx.clone(),
+                )
+                .for_each(report)
                 .await;
         };
         futures::future::join5(volumes, claims, left, lost, contents).await;
@@ -330,15 +331,9 @@ async fn act(args: &Args, client: Client, identity: String) -> Result<(), Contro
     }
 }
 
-/// A controller of all objects of a kind, of which no more is kept than `slim`
-/// leaves.
-fn controller<K>(client: &Client, slim: fn(&mut K)) -> Controller<K>
-where
-    K: Resource<DynamicType = ()> + Clone + Debug + serde::de::DeserializeOwned + Send + Sync + 'static,
-{
-    let (reader, writer) = store::<K>();
-    let watch = watcher(Api::<K>::all(client.clone()), watcher::Config::default()).modify(slim).reflect(writer);
-    Controller::for_stream(watch.applied_objects(), reader)
+/// What the watch of all objects of a kind brings, as it comes into `objects`.
+fn watched<K: Kept>(client: &Client, objects: &Objects<K>) -> impl Stream<Item = ObjectRef<K>> + Send + 'static {
+    objects.follow(watcher(Api::<K>::all(client.clone()), watcher::Config::default()).default_backoff())
 }
 
 /// The UID of kube-system: that namespace lives as long as the cluster.
@@ -431,7 +426,14 @@ fn claim_triggers(
     let all = ctx.clone();
     let by_snapshot_gone = BroadcastStream::new(ctx.snapshots.gone())
         .flat_map(move |node| stream::iter(growth::concerned_by_snapshot_gone(node.ok().as_deref(), &all)));
-    stream::select(stream::select(by_node, by_class), stream::select(by_snapshot, by_snapshot_gone))
+    let all = ctx.clone();
+    let by_growth = stream::once(async move {
+        all.volumes.wait_until_ready().await;
+        all.claims.wait_until_ready().await;
+        stream::iter(growth::to_be_tidied(&all.volumes))
+    });
+    let by_others = stream::select(by_class, by_growth.flatten());
+    stream::select(stream::select(by_node, by_others), stream::select(by_snapshot, by_snapshot_gone))
 }
 
 /// Volumes to look at again for what happened to a node, or to a snapshot there:
@@ -467,40 +469,34 @@ fn volume_triggers(ctx: &Context) -> impl Stream<Item = ObjectRef<PersistentVolu
 }
 
 fn waiting_for_removal(
-    volumes: &Store<PersistentVolume>,
+    volumes: &Objects<PersistentVolume>,
     concerned: impl Fn(&String) -> bool,
 ) -> Vec<ObjectRef<PersistentVolume>> {
     let waits = |volume: &PersistentVolume| {
         volume::need(volume) == volume::Need::Removal
             && volume::place_of(volume).is_some_and(|place| concerned(&place.topology))
     };
-    volumes.state_filter(waits).iter().map(|volume| ObjectRef::from_obj(&**volume)).collect()
+    volumes.live(waits).iter().map(|volume| ObjectRef::from_obj(&**volume)).collect()
 }
 
 /// When to try again what has failed.
-fn again<K>(object: Arc<K>, error: &Error, ctx: Arc<Context>) -> Action
-where
-    K: Resource<DynamicType = ()>,
-{
+fn again<K: Resource<DynamicType = ()>>(object: &K, error: &Error, ctx: &Context) -> Action {
     let name = object.name_any();
     warn!(kind = %K::kind(&()), name, error = with_causes(error), "will be tried again");
     let key = object.uid().unwrap_or_default();
     Action::requeue(ctx.failures.note(&key, Row::Reconciliation, "", LONGEST_WAIT).wait)
 }
 
-async fn report<K, E>(
-    kind: &'static str,
-    done: Result<(ObjectRef<K>, Action), kube::runtime::controller::Error<Error, E>>,
-) where
-    K: reflector::Lookup,
-    K::DynamicType: Debug,
-    E: std::error::Error + 'static,
-{
+async fn report<E: std::error::Error + 'static>(
+    done: Result<
+        (ObjectRef<VolumeSnapshotContent>, kube::runtime::controller::Action),
+        kube::runtime::controller::Error<Error, E>,
+    >,
+) {
     use kube::runtime::controller::Error as Failed;
     match done {
-        Ok((object, action)) => debug!(kind, name = object.name, ?action, "reconciled"),
         // Told by `again`, or gone meanwhile.
-        Err(Failed::ReconcilerFailed(..) | Failed::ObjectNotFound(_)) => {}
-        Err(failed) => error!(kind, error = with_causes(&failed), "cannot watch"),
+        Ok(_) | Err(Failed::ReconcilerFailed(..) | Failed::ObjectNotFound(_)) => {}
+        Err(failed) => error!(error = with_causes(&failed), "cannot watch VolumeSnapshotContents"),
     }
 }

@@ -6,11 +6,14 @@
 
 use k8s_openapi::api::core::v1::{Node, NodeStatus, PersistentVolume, PersistentVolumeClaim};
 use kube::{Resource, ResourceExt};
+use serde_json::{Value, json};
 
-use super::names::PROVISIONED_BY;
+use super::names::{NODE_LOST_SINCE, PRE_RESIZE_CAPACITY, PROVISIONED_BY, SELECTED_NODE, STORAGE_PROVISIONER};
+use super::objects::Kept;
 use super::snapshot::types::{ContentSpec, VolumeSnapshotContent};
-use super::volume::logical_volume_of;
-use crate::names::DRIVER;
+use super::volume::{Need, logical_volume_of, need, place_of};
+use super::{claim, growth};
+use crate::names::{DRIVER, FLEX_DRIVER, TOPOLOGY_NODE};
 
 /// The whole object once more, as `kubectl apply` leaves it.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -41,15 +44,69 @@ pub fn node(node: &mut Node) {
     }
 }
 
-/// A PersistentVolume. Of others' it is enough that they are there.
-pub fn volume(volume: &mut PersistentVolume) {
-    object(volume);
-    volume.metadata.labels = None;
-    let made_here = volume.annotations().get(PROVISIONED_BY).map(String::as_str) == Some(DRIVER);
-    if !made_here && volume.spec.as_ref().and_then(logical_volume_of).is_none() {
-        volume.metadata.annotations = None;
-        volume.spec = None;
-        volume.status = None;
+/// Of others' volumes it is enough that they are there.
+impl Kept for PersistentVolume {
+    fn slim(&mut self) {
+        object(self);
+        self.metadata.labels = None;
+        let made_here = self.annotations().get(PROVISIONED_BY).map(String::as_str) == Some(DRIVER);
+        if !made_here && self.spec.as_ref().and_then(logical_volume_of).is_none() {
+            self.metadata.annotations = None;
+            self.spec = None;
+            self.status = None;
+        }
+    }
+
+    /// Its finalizer or its removal is to be looked after, a growth has left
+    /// something on it, its node is lost, or it is called otherwise than its
+    /// logical volume, by which it is looked for.
+    fn is_live(&self) -> bool {
+        let marked = |key: &str| self.annotations().contains_key(key);
+        place_of(self).is_some_and(|place| {
+            need(self) != Need::Nothing
+                || marked(PRE_RESIZE_CAPACITY)
+                || marked(NODE_LOST_SINCE)
+                || self.metadata.name.as_deref() != Some(&*place.logical_volume)
+        })
+    }
+
+    fn node(&self) -> Option<String> {
+        place_of(self).map(|place| place.topology)
+    }
+
+    fn sample() -> Value {
+        json!({
+            "metadata": {
+                "annotations": {"pv.kubernetes.io/provisioned-by": DRIVER},
+                "creationTimestamp": "2026-01-01T00:00:00Z",
+                "finalizers": ["external-provisioner.volume.kubernetes.io/finalizer", "kubernetes.io/pv-protection"],
+                "name": "pvc-", "resourceVersion": "1", "uid": "",
+            },
+            "spec": {
+                "accessModes": ["ReadWriteOnce"],
+                "capacity": {"storage": "10Gi"},
+                "claimRef": {
+                    "apiVersion": "v1", "kind": "PersistentVolumeClaim", "name": "data-", "namespace": "default",
+                    "resourceVersion": "1", "uid": "",
+                },
+                "csi": {
+                    "driver": DRIVER, "fsType": "ext4",
+                    "volumeAttributes": {"claimNamespace": "default", "claimUID": ""}, "volumeHandle": "vg0/pvc-",
+                },
+                "flexVolume": {
+                    "driver": FLEX_DRIVER, "fsType": "ext4",
+                    "options": {"claimUID": "", "logicalVolume": "pvc-", "type": "data", "volumeGroup": "vg0"},
+                },
+                "mountOptions": ["noatime"],
+                "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
+                    {"key": TOPOLOGY_NODE, "operator": "In", "values": [""]},
+                ]}]}},
+                "persistentVolumeReclaimPolicy": "Delete",
+                "storageClassName": "",
+                "volumeMode": "Filesystem",
+            },
+            "status": {"lastPhaseTransitionTime": "2026-01-01T00:00:00Z", "phase": "Bound"},
+        })
     }
 }
 
@@ -65,19 +122,52 @@ pub fn content(content: &mut VolumeSnapshotContent) {
     }
 }
 
-/// A claim.
-pub fn claim(claim: &mut PersistentVolumeClaim) {
-    object(claim);
-    claim.metadata.labels = None;
-    claim.metadata.owner_references = None;
+impl Kept for PersistentVolumeClaim {
+    fn slim(&mut self) {
+        object(self);
+        self.metadata.labels = None;
+        self.metadata.owner_references = None;
+    }
+
+    /// It waits for its volume, or grows.
+    fn is_live(&self) -> bool {
+        claim::waits(self) || growth::is_under_way(self)
+    }
+
+    fn node(&self) -> Option<String> {
+        None
+    }
+
+    fn sample() -> Value {
+        json!({
+            "metadata": {
+                "annotations": {
+                    "pv.kubernetes.io/bind-completed": "yes",
+                    "pv.kubernetes.io/bound-by-controller": "yes",
+                    "volume.beta.kubernetes.io/storage-provisioner": DRIVER,
+                    SELECTED_NODE: "",
+                    STORAGE_PROVISIONER: DRIVER,
+                },
+                "creationTimestamp": "2026-01-01T00:00:00Z",
+                "finalizers": ["kubernetes.io/pvc-protection"],
+                "name": "data-", "namespace": "default", "resourceVersion": "1", "uid": "",
+            },
+            "spec": {
+                "accessModes": ["ReadWriteOnce"],
+                "resources": {"requests": {"storage": "10Gi"}},
+                "storageClassName": "",
+                "volumeMode": "Filesystem",
+                "volumeName": "pvc-",
+            },
+            "status": {"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "10Gi"}, "phase": "Bound"},
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::nodes::{address_of, topology_of};
-    use super::super::volume::{Need, need, place_of};
     use super::*;
-    use serde_json::{Value, json};
 
     fn parsed<K: serde::de::DeserializeOwned>(object: Value) -> K {
         serde_json::from_value(object).unwrap()
@@ -104,7 +194,7 @@ mod tests {
         let mut ours = super::super::volume::tests::pv("Delete", "");
         ours.metadata.managed_fields = Some(vec![Default::default()]);
         let (place, before) = (place_of(&ours), need(&ours));
-        volume(&mut ours);
+        ours.slim();
         assert_eq!((place_of(&ours), need(&ours)), (place, before));
         assert!(ours.spec.is_some() && ours.managed_fields().is_empty());
         let mut others: PersistentVolume = parsed(json!({
@@ -112,7 +202,7 @@ mod tests {
             "spec": {"persistentVolumeReclaimPolicy": "Delete", "nfs": {"path": "/", "server": "a"}},
             "status": {"phase": "Released"},
         }));
-        volume(&mut others);
+        others.slim();
         assert!(others.spec.is_none() && place_of(&others).is_none());
         assert_ne!(need(&others), Need::Removal);
     }

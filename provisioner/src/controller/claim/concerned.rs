@@ -2,12 +2,13 @@
 
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::ResourceExt;
-use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::reflector::ObjectRef;
 
 use super::{selected_node, waits};
 use crate::controller::context::Context;
 use crate::controller::error::Row;
 use crate::controller::nodes::News;
+use crate::controller::objects::Objects;
 use crate::controller::snapshot::SnapshotName;
 use crate::controller::validate::{asks_for_data, class_name};
 
@@ -50,7 +51,7 @@ pub fn concerned_by_snapshot(snapshot: Option<&SnapshotName>, ctx: &Context) -> 
         };
         waits(claim) && source.is_some_and(|(kind, name)| kind == "VolumeSnapshot" && is_it(name))
     };
-    let waiting = ctx.claims.state_filter(wants_it);
+    let waiting = ctx.claims.live(wants_it);
     for claim in &waiting {
         ctx.failures.end(&claim.uid().unwrap_or_default(), Row::Attempts);
     }
@@ -69,7 +70,7 @@ pub enum ClassChanged {
 /// The waiting claims of a class that has changed.
 pub fn concerned_by_class(
     changed: &ClassChanged,
-    claims: &Store<PersistentVolumeClaim>,
+    claims: &Objects<PersistentVolumeClaim>,
 ) -> Vec<ObjectRef<PersistentVolumeClaim>> {
     let concerned = |claim: &PersistentVolumeClaim| match changed {
         ClassChanged::One(class) => class_name(claim) == Some(class.as_str()),
@@ -79,8 +80,8 @@ pub fn concerned_by_class(
 }
 
 fn references(
-    claims: &Store<PersistentVolumeClaim>,
+    claims: &Objects<PersistentVolumeClaim>,
     concerned: impl Fn(&PersistentVolumeClaim) -> bool,
 ) -> Vec<ObjectRef<PersistentVolumeClaim>> {
-    claims.state_filter(|claim| concerned(claim)).iter().map(|claim| ObjectRef::from_obj(&**claim)).collect()
+    claims.live(concerned).iter().map(|claim| ObjectRef::from_obj(&**claim)).collect()
 }

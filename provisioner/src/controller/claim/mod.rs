@@ -12,10 +12,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::controller::queue::Action;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::PostParams;
-use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 use lvm::fault;
@@ -49,7 +49,7 @@ pub fn selected_node(claim: &PersistentVolumeClaim) -> Option<&str> {
 }
 
 /// Whether the claim still waits for a volume.
-fn waits(claim: &PersistentVolumeClaim) -> bool {
+pub fn waits(claim: &PersistentVolumeClaim) -> bool {
     let spec = claim.spec.as_ref();
     let named = spec.and_then(|spec| spec.volume_name.as_deref());
     claim.metadata.deletion_timestamp.is_none() && named.unwrap_or_default().is_empty()

@@ -9,10 +9,10 @@
 
 use std::time::Duration;
 
+use crate::controller::queue::Action;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::ResourceExt;
-use kube::runtime::controller::Action;
 use lvm::size::human;
 use tonic::{Code, Status};
 

@@ -12,9 +12,9 @@
 
 use std::time::Duration;
 
+use crate::controller::queue::Action;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::ResourceExt;
-use kube::runtime::controller::Action;
 use lvm::fault;
 use lvm::size::human;
 use lvprov_proto::csi::controller_client::ControllerClient;

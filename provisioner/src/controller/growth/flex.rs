@@ -11,9 +11,9 @@
 //! even the lowest one may take an extent that is not there: then the growth
 //! is ended, and the claim goes on with a request above its capacity.
 
+use crate::controller::queue::Action;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::ResourceExt;
-use kube::runtime::controller::Action;
 use lvm::size::human;
 use serde_json::json;
 use tracing::info;

@@ -11,11 +11,11 @@ mod flex;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::controller::queue::Action;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams};
-use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 use lvm::layout::Layout;
@@ -26,6 +26,7 @@ use super::context::Context;
 use super::error::{Doing, Error, Row, is_conflict, is_not_found};
 use super::names::{GROWTH_ENDED, PRE_RESIZE_CAPACITY, STORAGE};
 use super::nodes::{Group, News};
+use super::objects::Objects;
 use super::quantity::storage_of;
 use super::validate::Source;
 use super::volume::{Place, layout_of, place_of, source_of};
@@ -213,8 +214,29 @@ fn waiting_on(node: Option<&str>, ctx: &Context) -> Vec<ObjectRef<PersistentVolu
         let place = || volume_of(claim, ctx).and_then(|volume| place_of(&volume));
         node.is_none_or(|node| place().is_some_and(|place| place.topology == node))
     };
-    let waiting = ctx.claims.state_filter(waits);
+    let waiting = ctx.claims.live(waits);
     waiting.iter().filter(|claim| there(claim)).map(|claim| ObjectRef::from_obj(&**claim)).collect()
+}
+
+/// Whether a bound claim grows, or should.
+pub fn is_under_way(claim: &PersistentVolumeClaim) -> bool {
+    let asks = || {
+        let requests = claim.spec.as_ref()?.resources.as_ref()?.requests.as_ref();
+        let has = claim.status.as_ref()?.capacity.as_ref();
+        Some(storage_of(requests).ok()?? > storage_of(has).ok()??)
+    };
+    !status_of(claim).is_empty() || asks().unwrap_or_default()
+}
+
+/// The claims whose growth has ended, or so it seems, and has left something on
+/// their PVs: at the start nothing else calls for a look at them.
+pub fn to_be_tidied(volumes: &Objects<PersistentVolume>) -> Vec<ObjectRef<PersistentVolumeClaim>> {
+    let left = volumes.live(|volume| volume.annotations().contains_key(PRE_RESIZE_CAPACITY));
+    let claim = |volume: &Arc<PersistentVolume>| {
+        let reference = volume.spec.as_ref()?.claim_ref.as_ref()?;
+        Some(ObjectRef::new(reference.name.as_deref()?).within(reference.namespace.as_deref()?))
+    };
+    left.iter().filter_map(claim).collect()
 }
 
 /// How far the claim's growth is; empty when nothing is under way.

@@ -2,7 +2,7 @@
 
 use super::super::claim::reconcile;
 use super::*;
-use kube::runtime::controller::Action;
+use crate::controller::queue::Action;
 use tonic::Status;
 
 /// Until a claim whose PV should be bound soon is looked at again.
@@ -152,7 +152,7 @@ async fn a_node_that_the_class_does_not_allow_is_not_asked() {
 #[tokio::test]
 async fn a_volume_that_is_there_stays_where_the_class_allows_none_any_more() {
     let mut scene = in_the_wrong_zone("b").await;
-    Arc::get_mut(&mut scene.ctx).unwrap().volumes = watched::<PersistentVolume>(vec![volume("Pending")]);
+    Arc::get_mut(&mut scene.ctx).unwrap().volumes = kept(vec![volume("Pending")]);
     reconcile(parsed(claim()), scene.ctx.clone()).await.unwrap();
     scene.api.expect_nothing_more().await;
 }

@@ -4,7 +4,7 @@ use super::super::claim::reconcile;
 use super::super::growth;
 use super::super::nodes::News;
 use super::*;
-use kube::runtime::controller::Action;
+use crate::controller::queue::Action;
 use kube::runtime::reflector::ObjectRef;
 use tonic::Status;
 

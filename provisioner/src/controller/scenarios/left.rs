@@ -97,7 +97,7 @@ async fn a_claim_served_elsewhere_after_all_leaves_no_volume_here() {
     let mut scene = cut_off(World { claims: vec![claim()], ..World::default() }).await;
     // It was handed back meanwhile, and has its volume on n2.
     let World { volumes, .. } = World { volumes: vec![elsewhere()], ..World::default() };
-    Arc::get_mut(&mut scene.ctx).unwrap().volumes = watched(volumes);
+    Arc::get_mut(&mut scene.ctx).unwrap().volumes = kept(volumes);
     look(&mut scene, Some(claim()), Some(elsewhere())).await;
     assert_eq!(scene.node.deleted(), [format!("vg0/{VOLUME}")]);
     assert_eq!(scene.node.meant(), ["n1", "n1"]);
@@ -125,7 +125,7 @@ async fn a_volume_made_beside_the_one_the_pv_names_is_removed_and_told_of() {
     let note = scene.api.expect_event("shop", "ProvisioningFailed").await;
     assert!(note.contains("on node n2") && note.contains("node n1 is removed"), "{note}");
     running.await.unwrap().unwrap();
-    Arc::get_mut(&mut scene.ctx).unwrap().volumes = watched(vec![elsewhere()]);
+    Arc::get_mut(&mut scene.ctx).unwrap().volumes = kept(vec![elsewhere()]);
     look(&mut scene, Some(claim()), Some(elsewhere())).await;
     assert_eq!(scene.node.deleted(), [format!("vg0/{VOLUME}")]);
 }

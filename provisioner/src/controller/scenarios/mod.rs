@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Response};
-use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::Client;
 use kube::client::Body;
@@ -32,6 +32,7 @@ use super::context::{Context, Lately};
 use super::error::Failures;
 use super::events::Events;
 use super::nodes::{Group, Nodes, State, View};
+use super::objects::{Kept, Objects};
 use super::snapshot::types::VolumeSnapshotContent;
 use super::snapshot::{Presence, Snapshots};
 use crate::names::DRIVER;
@@ -136,8 +137,8 @@ impl Scene {
             nodes,
             node_objects: watched::<Node>(world.nodes),
             classes: watched::<StorageClass>(vec![class(), csi_class()]),
-            claims: watched::<PersistentVolumeClaim>(world.claims),
-            volumes: watched::<PersistentVolume>(world.volumes),
+            claims: kept(world.claims),
+            volumes: kept(world.volumes),
             snapshots: Arc::new(Snapshots::new(watched::<VolumeSnapshotContent>(world.contents))),
             held: Held::default(),
             failures: Failures::default(),
@@ -180,6 +181,16 @@ where
     }
     writer.apply_watcher_event(&Event::InitDone);
     reader
+}
+
+fn kept<K: Kept>(list: Vec<Value>) -> Objects<K> {
+    let objects = Objects::default();
+    objects.take(Event::Init);
+    for object in list {
+        objects.take(Event::InitApply(serde_json::from_value(object).unwrap()));
+    }
+    objects.take(Event::InitDone);
+    objects
 }
 
 fn class() -> Value {

@@ -6,7 +6,7 @@ use super::super::error::Row;
 use super::super::nodes::News;
 use super::super::snapshot::SnapshotName;
 use super::*;
-use kube::runtime::controller::Action;
+use crate::controller::queue::Action;
 use kube::runtime::reflector::ObjectRef;
 use lvprov_proto::csi::volume_content_source::Type;
 use tonic::Status;

@@ -5,8 +5,8 @@ use super::super::nodes::News;
 use super::super::snapshot::{reconcile, triggers, watch};
 use super::super::volume_triggers;
 use super::*;
+use crate::controller::queue::Action;
 use futures::StreamExt;
-use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
 use tonic::Status;
 

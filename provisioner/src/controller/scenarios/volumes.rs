@@ -2,7 +2,7 @@
 
 use super::super::volume::reconcile;
 use super::*;
-use kube::runtime::controller::Action;
+use crate::controller::queue::Action;
 use tonic::Status;
 
 fn path() -> String {

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
+use crate::controller::queue::Action;
 use kube::api::Api;
-use kube::runtime::controller::Action;
 use kube::{Resource, ResourceExt};
 use lvm::fault;
 use lvprov_proto::csi::CreateSnapshotRequest;

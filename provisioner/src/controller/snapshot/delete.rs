@@ -1,6 +1,6 @@
 //! A snapshot goes.
 
-use kube::runtime::controller::Action;
+use crate::controller::queue::Action;
 use kube::{Api, ResourceExt};
 use lvm::fault;
 use lvprov_proto::csi::DeleteSnapshotRequest;

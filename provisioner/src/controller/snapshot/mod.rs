@@ -17,10 +17,10 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::controller::queue::Action;
 use futures::stream::{self, Stream, StreamExt};
 use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::api::{Patch, PatchParams};
-use kube::runtime::controller::Action;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
@@ -247,7 +247,8 @@ fn volume_with(handle: &str, ctx: &Context) -> Option<Place> {
     };
     let (_, name) = handle.split_once('/')?;
     let by_name = ctx.volumes.get(&ObjectRef::new(name)).filter(|volume| is_it(volume));
-    by_name.or_else(|| ctx.volumes.find(is_it)).and_then(|volume| place_of(&volume))
+    // One of another name was imported: those are live.
+    by_name.or_else(|| ctx.volumes.live(is_it).pop()).and_then(|volume| place_of(&volume))
 }
 
 /// What users call the snapshots of a volume, as the end of a sentence about

@@ -1,9 +1,9 @@
 //! What the content, and its VolumeSnapshot, say of a snapshot.
 
+use crate::controller::queue::Action;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams};
-use kube::runtime::controller::Action;
 use kube::{Api, Resource, ResourceExt};
 use lvprov_proto::csi::controller_client::ControllerClient;
 use lvprov_proto::csi::{ListSnapshotsRequest, Snapshot};
