@@ -12,6 +12,7 @@ pub mod installer;
 pub mod logging;
 pub mod names;
 pub mod node;
+pub mod reports;
 pub mod tls;
 pub mod x509;
 

@@ -32,6 +32,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
 use crate::names::CONTROLLER_CLIENT_NAME;
+use crate::reports;
 use crate::x509::{self, Validity};
 
 /// File with the own certificate.
@@ -106,6 +107,7 @@ pub struct Tls {
     validity: Option<Validity>,
     trusted: RootsOf,
     client: Arc<ClientConfig>,
+    listener: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
     metrics: Arc<ServerConfig>,
 }
@@ -207,6 +209,8 @@ impl Tls {
         client.alpn_protocols = vec![HTTP_2.to_vec()];
         // A resumed session checks no certificate again.
         client.resumption = Resumption::disabled();
+        let mut listener = client.clone();
+        listener.alpn_protocols = vec![reports::PROTOCOL.to_vec()];
         let callers = |roots: Arc<RootCertStore>| {
             WebPkiClientVerifier::builder(roots)
                 .build()
@@ -224,7 +228,8 @@ impl Tls {
         };
         Ok(Self {
             client: Arc::new(client),
-            server: server(Arc::new(Controller { authority: callers(nodes)? }), &[HTTP_2])?,
+            listener: Arc::new(listener),
+            server: server(Arc::new(Controller { authority: callers(nodes)? }), &[HTTP_2, reports::PROTOCOL])?,
             // Not every reader speaks HTTP/2.
             metrics: server(callers(readers)?, &[HTTP_2, HTTP_1])?,
             validity: own.first().and_then(|certificate| x509::validity(certificate)),
@@ -237,6 +242,11 @@ impl Tls {
     /// CA. Its name is [`crate::names::NODE_SERVER_NAME`].
     pub fn client_config(&self) -> Arc<ClientConfig> {
         Arc::clone(&self.client)
+    }
+
+    /// As [`Tls::client_config`], for who listens to a node's reports.
+    pub fn listener_config(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.listener)
     }
 
     /// For the node service: callers must have a certificate of the

@@ -422,7 +422,7 @@ async fn wrong_requests_are_refused_with_their_codes() {
     assert_eq!(status.code(), Code::NotFound);
     let capabilities =
         controller.controller_get_capabilities(ControllerGetCapabilitiesRequest {}).await.unwrap().into_inner();
-    assert_eq!(capabilities.capabilities.len(), 4);
+    assert_eq!(capabilities.capabilities.len(), 7);
 }
 
 /// "Not there" from the wrong node would end a volume that the right one has.

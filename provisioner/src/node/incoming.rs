@@ -21,6 +21,8 @@ use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
+use crate::reports;
+
 /// How long a peer may take for its side of the handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// After a connection could not be accepted: mostly there are too many.
@@ -44,8 +46,18 @@ pub fn connections(
     longest: Duration,
     config: impl Fn() -> Arc<ServerConfig> + Send + 'static,
 ) -> impl Stream<Item = io::Result<Connection>> + Send {
-    let state = (listener, JoinSet::new(), config);
-    stream::unfold(state, move |(listener, mut handshakes, config)| async move {
+    connections_but(listener, longest, config, drop)
+}
+
+/// As [`connections`], but those of who only listens to reports go to `report`.
+pub fn connections_but(
+    listener: TcpListener,
+    longest: Duration,
+    config: impl Fn() -> Arc<ServerConfig> + Send + 'static,
+    report: impl Fn(Connection) + Send + 'static,
+) -> impl Stream<Item = io::Result<Connection>> + Send {
+    let state = (listener, JoinSet::new(), config, report);
+    stream::unfold(state, move |(listener, mut handshakes, config, report)| async move {
         loop {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
@@ -60,7 +72,13 @@ pub fn connections(
                 Some(done) = handshakes.join_next() => match done {
                     Ok(Ok(Ok(stream))) => {
                         let end = Box::pin(sleep(longest.saturating_add(GRACE)));
-                        return Some((Ok(Connection { stream, end }), (listener, handshakes, config)));
+                        let listens = stream.get_ref().1.alpn_protocol() == Some(reports::PROTOCOL);
+                        let connection = Connection { stream, end };
+                        if listens {
+                            report(connection);
+                        } else {
+                            return Some((Ok(connection), (listener, handshakes, config, report)));
+                        }
                     }
                     Ok(Ok(Err(error))) => debug!(%error, "no handshake"),
                     Ok(Err(_)) => debug!("no handshake in time"),

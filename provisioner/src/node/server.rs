@@ -17,6 +17,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::{Error, Server};
+use tracing::debug;
 
 use super::admin_service::AdminService;
 use super::capacity::Capacity;
@@ -25,13 +26,14 @@ use super::csi_node::NodeService;
 use super::diagnosis;
 use super::identity::IdentityService;
 use super::in_progress::InProgress;
-use super::incoming::connections;
+use super::incoming::{Connection, connections, connections_but};
 use super::inventory::PodsDirectory;
 use super::metrics::Metrics;
 use super::registration::RegistrationService;
 use super::served::Served;
 use super::trouble::Failing;
 use super::wiper::Wiper;
+use crate::reports;
 use crate::tls::TlsDirectory;
 
 /// A peer that does not answer for this long is asked whether it lives…
@@ -95,9 +97,24 @@ pub async fn serve_controller(
         Arc::clone(&in_progress),
         wiper.clone(),
     );
+    let report = {
+        let (capacity, failing, stop) = (capacity.clone(), failing.clone(), stop.clone());
+        move |connection: Connection| {
+            let (reports, stop) = (capacity.reports(failing.clone()), stop.clone());
+            tokio::spawn(async move {
+                let sent = tokio::select! {
+                    sent = reports::send(connection, reports) => sent,
+                    () = stop.cancelled() => Ok(()),
+                };
+                if let Err(error) = sent {
+                    debug!(%error, "who listened to reports has gone");
+                }
+            });
+        }
+    };
     let admin = AdminService::new(&node_name, lvm, served, pods, capacity.clone(), failing, in_progress, wiper);
     let Tls { files, longest_connection } = tls;
-    let connections = connections(listener, longest_connection, move || files.now().server_config());
+    let connections = connections_but(listener, longest_connection, move || files.now().server_config(), report);
     Server::builder()
         .max_connection_age(longest_connection)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))

@@ -12,8 +12,9 @@ use std::thread;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Parser, Subcommand};
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use lvprov::names::{DRIVER, FLEX_DRIVER, NODE_PORT, TOPOLOGY_NODE, context};
+use lvprov::reports;
 use lvprov::tls::TlsDirectory;
 use lvprov_proto::csi::controller_server::{Controller, ControllerServer};
 use lvprov_proto::csi::{self, Volume};
@@ -129,7 +130,10 @@ async fn serve(tls_dir: PathBuf) -> Result<()> {
             tokio::spawn(async move {
                 let node = stream.local_addr().ok().and_then(name_at);
                 let accepted = TlsAcceptor::from(tls.now().server_config()).accept(stream).await;
-                if let (Some(node), Ok(stream)) = (node, accepted) {
+                let (Some(node), Ok(stream)) = (node, accepted) else { return };
+                if stream.get_ref().1.alpn_protocol() == Some(reports::PROTOCOL) {
+                    let _ = reports::send(stream, only(report_of(&node))).await;
+                } else {
                     let _ = sender.send(Ok::<_, std::io::Error>(Called { stream, node: node.into() })).await;
                 }
             });
@@ -151,6 +155,27 @@ fn called<T>(request: &Request<T>) -> Result<Arc<str>, Status> {
     request.extensions().get::<Arc<str>>().cloned().ok_or_else(|| Status::internal("called nobody"))
 }
 
+fn report_of(node: &str) -> wire::CapacityReport {
+    wire::CapacityReport {
+        node: node.to_owned(),
+        volume_groups: vec![wire::VolumeGroup {
+            name: "vg0".into(),
+            size_bytes: 1000 * GIB,
+            free_bytes: 500 * GIB,
+            extent_bytes: 4 << 20,
+            disk_free_bytes: vec![500 * GIB],
+            layouts: vec!["linear".into()],
+            ..wire::VolumeGroup::default()
+        }],
+        failing_unmounts: Vec::new(),
+    }
+}
+
+/// One report, and nothing more for ever.
+fn only(report: wire::CapacityReport) -> impl Stream<Item = wire::CapacityReport> + Send {
+    futures::stream::once(async { report }).chain(futures::stream::pending())
+}
+
 fn nobody_asks() -> Status {
     Status::unimplemented("nobody asks for that here")
 }
@@ -166,21 +191,8 @@ impl NodeAdmin for Node {
         &self,
         request: Request<wire::WatchCapacityRequest>,
     ) -> Result<Response<Self::WatchCapacityStream>, Status> {
-        let report = wire::CapacityReport {
-            node: called(&request)?.to_string(),
-            volume_groups: vec![wire::VolumeGroup {
-                name: "vg0".into(),
-                size_bytes: 1000 * GIB,
-                free_bytes: 500 * GIB,
-                extent_bytes: 4 << 20,
-                disk_free_bytes: vec![500 * GIB],
-                layouts: vec!["linear".into()],
-                ..wire::VolumeGroup::default()
-            }],
-            failing_unmounts: Vec::new(),
-        };
-        let first = futures::stream::once(async { Ok(report) });
-        Ok(Response::new(Box::pin(futures::StreamExt::chain(first, futures::stream::pending()))))
+        let report = report_of(&called(&request)?);
+        Ok(Response::new(Box::pin(only(report).map(Ok))))
     }
 
     /// Nothing that no PersistentVolume names.

@@ -2,21 +2,24 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 use tower::service_fn;
 
 use crate::names::{MEANT_NODE, NODE_SERVER_NAME};
+use crate::reports::Reports;
 use crate::tls::TlsDirectory;
 use crate::with_causes;
 use crate::x509::{self, Validity};
@@ -30,14 +33,17 @@ const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// A status in words. What tonic says of a broken connection is in its causes.
 pub fn explain(status: &Status) -> String {
     match std::error::Error::source(status) {
-        Some(cause) => {
-            let text = with_causes(cause);
-            match about_certificates(&text) {
-                Some(what) => what.to_owned(),
-                None => text,
-            }
-        }
+        Some(cause) => explain_error(cause),
         None => status.message().to_owned(),
+    }
+}
+
+/// What has happened to a connection, in words.
+pub(super) fn explain_error(error: &dyn std::error::Error) -> String {
+    let text = with_causes(error);
+    match about_certificates(&text) {
+        Some(what) => what.to_owned(),
+        None => text,
     }
 }
 
@@ -82,62 +88,41 @@ pub fn sent_by_node(status: &Status) -> bool {
 /// # Errors
 /// When `address` and `port` make no address.
 pub fn connect(address: IpAddr, port: u16, tls: Option<Arc<TlsDirectory>>) -> Result<Channel, tonic::transport::Error> {
-    connect_noting(address, port, tls, Arc::default())
-}
-
-/// As [`connect`], noting what certificate is shown there.
-///
-/// # Errors
-/// When `address` and `port` make no address.
-pub(super) fn connect_noting(
-    address: IpAddr,
-    port: u16,
-    tls: Option<Arc<TlsDirectory>>,
-    shown: Arc<Shown>,
-) -> Result<Channel, tonic::transport::Error> {
     match tls {
-        Some(tls) => connect_with(address, port, move || tls.now().client_config(), shown),
+        Some(tls) => connect_over(address, port, tls),
         None => Ok(endpoint(address, port, "http")?.connect_lazy()),
     }
 }
 
-/// The certificate that a node has shown last.
-#[derive(Debug, Default)]
-pub struct Shown(Mutex<Option<Validity>>);
-
-impl Shown {
-    /// None: no connection was made yet.
-    pub fn validity(&self) -> Option<Validity> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn note(&self, certificates: Option<&[CertificateDer<'_>]>) {
-        let validity = certificates.and_then(|all| x509::validity(all.first()?));
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = validity;
-    }
-}
-
-/// As [`connect`], with what `config` gives when the connection is made; `shown`
-/// notes what certificate is shown there.
+/// The reports of a node, and the certificate that it shows.
 ///
 /// # Errors
-/// When `address` and `port` make no address.
-pub fn connect_with(
+/// When there is no connection in time, or no agreement on it.
+pub(super) async fn listen(
     address: IpAddr,
     port: u16,
-    config: impl Fn() -> Arc<ClientConfig> + Send + 'static,
-    shown: Arc<Shown>,
-) -> Result<Channel, tonic::transport::Error> {
+    tls: &TlsDirectory,
+) -> io::Result<(Reports<TlsStream<TcpStream>>, Option<Validity>)> {
+    let connecting = tls_stream(address, port, tls.now().listener_config());
+    let stream = timeout(CONNECT_TIMEOUT, connecting).await.map_err(|_| {
+        let what = format!("it takes no connection within {} s", CONNECT_TIMEOUT.as_secs());
+        io::Error::new(io::ErrorKind::TimedOut, what)
+    })??;
+    let validity = stream.get_ref().1.peer_certificates().and_then(|all| x509::validity(all.first()?));
+    Ok((Reports::new(stream), validity))
+}
+
+async fn tls_stream(address: IpAddr, port: u16, config: Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
+    let stream = TcpStream::connect((address, port)).await?;
+    stream.set_nodelay(true)?;
+    let name = ServerName::try_from(NODE_SERVER_NAME).map_err(io::Error::other)?;
+    TlsConnector::from(config).connect(name, stream).await
+}
+
+fn connect_over(address: IpAddr, port: u16, tls: Arc<TlsDirectory>) -> Result<Channel, tonic::transport::Error> {
     let connector = service_fn(move |_: Uri| {
-        let (config, shown) = (config(), Arc::clone(&shown));
-        async move {
-            let stream = TcpStream::connect((address, port)).await?;
-            stream.set_nodelay(true)?;
-            let name = ServerName::try_from(NODE_SERVER_NAME).map_err(io::Error::other)?;
-            let stream = TlsConnector::from(config).connect(name, stream).await?;
-            shown.note(stream.get_ref().1.peer_certificates());
-            Ok::<_, io::Error>(TokioIo::new(stream))
-        }
+        let config = tls.now().client_config();
+        async move { tls_stream(address, port, config).await.map(TokioIo::new) }
     });
     // The scheme makes tonic add no TLS of its own.
     let origin = endpoint(address, port, "https")?.uri().clone();

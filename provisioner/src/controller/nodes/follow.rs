@@ -1,25 +1,26 @@
-//! The open stream of one node, and the connection below it.
+//! The connection to one node that its reports come over.
 
 use std::convert::Infallible;
 use std::hash::{BuildHasher, RandomState};
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lvprov_proto::lvprov::node_admin_client::NodeAdminClient;
-use lvprov_proto::lvprov::{CapacityReport, WatchCapacityRequest};
+use lvprov_proto::lvprov::CapacityReport;
+use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
-use tonic::transport::Channel;
-use tonic::{Status, Streaming};
+use tokio_rustls::client::TlsStream;
 use tracing::warn;
 
-use super::connection::{Shown, connect_noting};
-use super::{Nodes, explain};
-use crate::with_causes;
+use super::Nodes;
+use super::connection::{self, explain_error};
+use crate::reports::Reports;
+use crate::x509::Validity;
 
 /// For the first report on a connection.
 const FIRST_REPORT_TIMEOUT: Duration = Duration::from_secs(15);
-/// Between attempts to open a stream: the first wait, doubled up to the last.
+/// Between attempts to connect: the first wait, doubled up to the last.
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LAST_RETRY: Duration = Duration::from_secs(10);
 /// A connection is replaced after this time, while it is in use, by one with
@@ -28,98 +29,81 @@ pub(super) const LONGEST_CONNECTION: Duration = Duration::from_secs(1800);
 /// Until the next attempt, where that did not succeed.
 const REPLACE_RETRY: Duration = Duration::from_secs(60);
 
-/// An open stream, and its first report.
-type Stream = (Streaming<CapacityReport>, CapacityReport);
+/// What a node says, from its first report on.
+struct Heard {
+    reports: Reports<TlsStream<TcpStream>>,
+    first: CapacityReport,
+    certificate: Option<Validity>,
+}
 
-/// Keeps the stream of one node open, until the task is aborted.
-pub(super) async fn follow(nodes: Arc<Nodes>, name: String, address: IpAddr, mut channel: Channel, shown: Arc<Shown>) {
+/// Listens to one node, until the task is aborted.
+pub(super) async fn follow(nodes: Arc<Nodes>, name: String, address: IpAddr) {
     let mut retry = FIRST_RETRY;
     loop {
         let started = Instant::now();
-        let why = match open(&name, channel.clone()).await {
-            Ok(stream) => {
+        // Boxed: what it takes to connect is not kept for as long as the connection is.
+        let why = match Box::pin(open(&nodes, &name, address)).await {
+            Ok(heard) => {
                 retry = FIRST_RETRY;
-                let Err(why) = listen(&nodes, &name, address, &mut channel, &shown, stream).await;
+                let Err(why) = listen(&nodes, &name, address, heard).await;
                 why
             }
-            Err(status) => explain(&status),
+            Err(why) => why,
         };
-        nodes.down(&name, why, started);
+        nodes.down(&name, explain_error(&why), started);
         sleep(retry).await;
         retry = (retry * 2).min(LAST_RETRY);
     }
 }
 
-async fn open(name: &str, channel: Channel) -> Result<Stream, Status> {
-    let mut client = NodeAdminClient::new(channel);
-    let opening = async {
-        let mut reports = client.watch_capacity(WatchCapacityRequest {}).await?.into_inner();
-        let first = reports.message().await?;
-        Ok::<_, Status>((reports, first))
-    };
-    let (reports, first) = timeout(FIRST_REPORT_TIMEOUT, opening)
+async fn open(nodes: &Nodes, name: &str, address: IpAddr) -> io::Result<Heard> {
+    let tls = nodes.tls.as_ref().ok_or_else(|| io::Error::other("there are no certificates to call it with"))?;
+    let (mut reports, certificate) = connection::listen(address, nodes.port, tls).await?;
+    let first = timeout(FIRST_REPORT_TIMEOUT, reports.next())
         .await
-        .map_err(|_| Status::deadline_exceeded("it has sent no report of its capacity"))??;
-    let first = first.ok_or_else(|| Status::unavailable(ENDED))?;
+        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "it has sent no report of its capacity"))??;
     by(name, &first)?;
-    Ok((reports, first))
+    Ok(Heard { reports, first, certificate })
 }
 
-const ENDED: &str = "it has ended the stream of its capacity";
-
-/// Reads the stream until it breaks; says why. Meanwhile the connection is
+/// Takes in reports until the connection breaks; says why. Meanwhile it is
 /// replaced when it is old, without a moment in which there is none.
-async fn listen(
-    nodes: &Nodes,
-    name: &str,
-    address: IpAddr,
-    channel: &mut Channel,
-    shown: &Arc<Shown>,
-    (mut reports, first): Stream,
-) -> Result<Infallible, String> {
-    nodes.report(name, first);
-    nodes.look_at_certificate(name, shown);
-    let old = sleep(spread(nodes.longest_connection));
-    tokio::pin!(old);
+async fn listen(nodes: &Nodes, name: &str, address: IpAddr, heard: Heard) -> Result<Infallible, io::Error> {
+    let begin = |heard: Heard| {
+        nodes.report(name, heard.first);
+        nodes.look_at_certificate(name, heard.certificate);
+        heard.reports
+    };
+    let mut reports = begin(heard);
+    let mut old = Box::pin(sleep(spread(nodes.longest_connection)));
     loop {
         tokio::select! {
-            report = reports.message() => {
-                let report = report.map_err(|status| explain(&status))?.ok_or(ENDED)?;
-                by(name, &report).map_err(|status| explain(&status))?;
+            report = reports.next() => {
+                let report = report?;
+                by(name, &report)?;
                 nodes.report(name, report);
             }
-            () = &mut old => match anew(nodes, name, address, shown).await {
-                Ok((connection, (stream, first))) => {
-                    // What is under way on the old one keeps it until it is done.
-                    nodes.replace(name, connection.clone());
-                    *channel = connection;
-                    reports = stream;
-                    nodes.report(name, first);
-                    nodes.look_at_certificate(name, shown);
-                    old.set(sleep(spread(nodes.longest_connection)));
+            () = &mut old => old = Box::pin(sleep(match Box::pin(open(nodes, name, address)).await {
+                Ok(heard) => {
+                    reports = begin(heard);
+                    spread(nodes.longest_connection)
                 }
-                Err(why) => {
+                Err(error) => {
+                    let why = explain_error(&error);
                     warn!(node = name, why, "the node takes no new connection; the old one is used on");
-                    old.set(sleep(REPLACE_RETRY.min(nodes.longest_connection)));
+                    REPLACE_RETRY.min(nodes.longest_connection)
                 }
-            },
+            })),
         }
     }
 }
 
-async fn anew(nodes: &Nodes, name: &str, address: IpAddr, shown: &Arc<Shown>) -> Result<(Channel, Stream), String> {
-    let channel = connect_noting(address, nodes.port, nodes.tls.clone(), Arc::clone(shown))
-        .map_err(|error| with_causes(&error))?;
-    let stream = open(name, channel.clone()).await.map_err(|status| explain(&status))?;
-    Ok((channel, stream))
-}
-
 /// The report must be this node's: the address may be another's by now.
-fn by(name: &str, report: &CapacityReport) -> Result<(), Status> {
+fn by(name: &str, report: &CapacityReport) -> io::Result<()> {
     if report.node == name {
         return Ok(());
     }
-    Err(Status::unavailable(format!("at its address answers node {}", report.node)))
+    Err(io::Error::other(format!("at its address answers node {}", report.node)))
 }
 
 /// Between three quarters of the time and all of it: what began together is

@@ -1,12 +1,13 @@
-//! The node services: one connection and one open capacity stream to each.
+//! The node services: one connection to each, over which it reports.
 //!
-//! The stream brings what each volume group has free, and as long as it is
-//! open the node is known to live. So nobody ever has to ask.
+//! Reports bring what each volume group has free, and as long as they come the
+//! node is known to live. So nobody ever has to ask. Calls go over connections
+//! of their own, which are kept to the nodes that were called last.
 
 mod connection;
 mod follow;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,10 +24,13 @@ use tracing::{info, warn};
 use super::validate::GroupChoice;
 use crate::names::TOPOLOGY_NODE;
 use crate::tls::TlsDirectory;
+use crate::x509::Validity;
 use crate::{with_causes, x509};
-use connection::connect_noting;
-pub use connection::{Shown, call_to, connect, connect_with, explain, sent_by_node};
+pub use connection::{call_to, connect, explain, sent_by_node};
 use follow::{LONGEST_CONNECTION, follow};
+
+/// Connections for calls are kept to so many nodes.
+const MOST_CALLED: usize = 128;
 
 /// A volume group of a node. Sizes in bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -214,6 +218,7 @@ pub struct Nodes {
     port: u16,
     longest_connection: Duration,
     table: Mutex<BTreeMap<String, Entry>>,
+    called: Mutex<HashMap<String, Called>>,
     news: broadcast::Sender<News>,
     troubles: broadcast::Sender<Troubles>,
     ageing: broadcast::Sender<Ageing>,
@@ -222,9 +227,15 @@ pub struct Nodes {
 struct Entry {
     view: View,
     address: IpAddr,
-    channel: Channel,
     // None in tests only.
     follower: Option<AbortHandle>,
+}
+
+/// A connection for calls, which makes itself anew when it has broken.
+struct Called {
+    channel: Channel,
+    made: Instant,
+    used: Instant,
 }
 
 impl Drop for Entry {
@@ -246,7 +257,16 @@ impl Nodes {
     pub fn with_connections_of(longest: Duration, tls: Option<Arc<TlsDirectory>>, port: u16) -> Arc<Self> {
         let (news, troubles, ageing) =
             (broadcast::channel(1024).0, broadcast::channel(1024).0, broadcast::channel(1024).0);
-        Arc::new(Self { tls, port, longest_connection: longest, table: Mutex::default(), news, troubles, ageing })
+        Arc::new(Self {
+            tls,
+            port,
+            longest_connection: longest,
+            table: Mutex::default(),
+            called: Mutex::default(),
+            news,
+            troubles,
+            ageing,
+        })
     }
 
     /// From now on, what becomes of nodes.
@@ -287,7 +307,7 @@ impl Nodes {
     /// # Errors
     /// When its service does not answer, or there is none.
     pub fn reach(&self, name: &str) -> Result<Reached, Unreached> {
-        Self::reached(self.table().get(name))
+        self.reached(name, self.table().get(name))
     }
 
     /// How to call the node, where its own report has shown that it is the one
@@ -301,11 +321,11 @@ impl Nodes {
             Some(entry) if entry.view.state == State::Connecting => {
                 Err(Unreached { since: Duration::ZERO, why: "it has not reported yet".to_owned() })
             }
-            entry => Self::reached(entry),
+            entry => self.reached(name, entry),
         }
     }
 
-    fn reached(entry: Option<&Entry>) -> Result<Reached, Unreached> {
+    fn reached(&self, name: &str, entry: Option<&Entry>) -> Result<Reached, Unreached> {
         let entry = entry.ok_or_else(|| Unreached {
             since: Duration::ZERO,
             why: format!(
@@ -315,9 +335,33 @@ impl Nodes {
         match &entry.view.state {
             State::Down { since, why } => Err(Unreached { since: since.elapsed(), why: why.clone() }),
             State::Connecting | State::Up(_) => {
-                Ok(Reached { channel: entry.channel.clone(), topology: entry.view.topology.clone() })
+                let channel = self
+                    .channel(name, entry.address)
+                    .map_err(|error| Unreached { since: Duration::ZERO, why: with_causes(&error) })?;
+                Ok(Reached { channel, topology: entry.view.topology.clone() })
             }
         }
+    }
+
+    /// A connection for calls. An old one is replaced, so that it has the
+    /// certificates that both sides have by then; calls that are under way on it
+    /// end there.
+    fn channel(&self, name: &str, address: IpAddr) -> Result<Channel, tonic::transport::Error> {
+        let mut called = self.called();
+        let now = Instant::now();
+        if let Some(to) = called.get_mut(name)
+            && to.made.elapsed() < self.longest_connection
+        {
+            to.used = now;
+            return Ok(to.channel.clone());
+        }
+        let channel = connect(address, self.port, self.tls.clone())?;
+        called.insert(name.to_owned(), Called { channel: channel.clone(), made: now, used: now });
+        if called.len() > MOST_CALLED {
+            let oldest = called.iter().min_by_key(|(_, to)| to.used).map(|(name, _)| name.clone());
+            oldest.map(|name| called.remove(&name));
+        }
+        Ok(channel)
     }
 
     /// Takes in a Node object: a new one is connected to, one with another
@@ -346,24 +390,18 @@ impl Nodes {
             }
             return;
         }
-        let shown = Arc::<Shown>::default();
-        let channel = match connect_noting(address, self.port, self.tls.clone(), shown.clone()) {
-            Ok(channel) => channel,
-            Err(error) => {
-                warn!(node = name, error = with_causes(&error), "cannot connect");
-                return;
-            }
-        };
         info!(node = name, %address, "following the node service");
-        let follower = tokio::spawn(follow(self.clone(), name.clone(), address, channel.clone(), shown));
+        self.called().remove(&name);
+        let follower = tokio::spawn(follow(self.clone(), name.clone(), address));
         let labels = Arc::new(node.labels().clone());
         let view = View { name: name.clone(), topology, labels, cordoned, state: State::Connecting };
-        table.insert(name, Entry { view, address, channel, follower: Some(follower.abort_handle()) });
+        table.insert(name, Entry { view, address, follower: Some(follower.abort_handle()) });
     }
 
     /// Lets go of a node.
     pub fn forget(&self, name: &str) {
         if self.table().remove(name).is_some() {
+            self.called().remove(name);
             info!(node = name, "the node has gone");
             self.publish(News::Gone(name.to_owned()));
         }
@@ -378,8 +416,9 @@ impl Nodes {
     /// A node known without a connection being made, for tests.
     #[cfg(test)]
     pub fn place(&self, view: View, channel: Channel) {
-        self.table()
-            .insert(view.name.clone(), Entry { view, address: IpAddr::from([127, 0, 0, 1]), channel, follower: None });
+        let (made, used) = (Instant::now(), Instant::now());
+        self.called().insert(view.name.clone(), Called { channel, made, used });
+        self.table().insert(view.name.clone(), Entry { view, address: IpAddr::from([127, 0, 0, 1]), follower: None });
     }
 
     /// As if this had become of a node, for tests.
@@ -431,19 +470,13 @@ impl Nodes {
         }
     }
 
-    /// Calls of the node go over another connection from now on.
-    fn replace(&self, name: &str, channel: Channel) {
-        if let Some(entry) = self.table().get_mut(name) {
-            entry.channel = channel;
-        }
-    }
-
     fn down(&self, name: &str, why: String, started: Instant) {
         {
             let mut table = self.table();
             let Some(entry) = table.get_mut(name) else {
                 return;
             };
+            self.called().remove(name);
             let state = &mut entry.view.state;
             let since = match state {
                 State::Down { since, .. } => *since,
@@ -464,8 +497,8 @@ impl Nodes {
     }
 
     /// A connection has just been made.
-    fn look_at_certificate(&self, name: &str, shown: &Shown) {
-        if let Some(validity) = shown.validity().filter(|validity| validity.ends_soon(x509::now())) {
+    fn look_at_certificate(&self, name: &str, shown: Option<Validity>) {
+        if let Some(validity) = shown.filter(|validity| validity.ends_soon(x509::now())) {
             warn!(node = name, ends = x509::show_time(validity.not_after), "the node shows an old certificate");
             // An error only says that nobody listens.
             let _ = self.ageing.send(Ageing { node: name.to_owned(), ends: validity.not_after });
@@ -475,6 +508,11 @@ impl Nodes {
     fn publish(&self, news: News) {
         // An error only says that nobody listens.
         let _ = self.news.send(news);
+    }
+
+    // Taken after the table, where both are.
+    fn called(&self) -> MutexGuard<'_, HashMap<String, Called>> {
+        self.called.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn table(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
