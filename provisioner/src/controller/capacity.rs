@@ -206,7 +206,7 @@ impl Publisher {
         let (objects, writer) = store::<CSIStorageCapacity>();
         let config = watcher::Config::default().labels(&format!("{MANAGED_BY}={DRIVER}"));
         let watch =
-            watcher(api.clone(), config).default_backoff().modify(slim::object).reflect(writer).touched_objects();
+            watcher(api.clone(), config).default_backoff().modify(slim::capacity).reflect(writer).touched_objects();
         let mut watch = pin!(watch);
         let mut news = self.nodes.news();
         // A class or a node that the watches have not brought yet is none that
@@ -271,10 +271,11 @@ impl Publisher {
             } else if written.get(name).is_some_and(|(last, _)| last == published) {
                 awaited = true;
             } else {
-                new.push(self.publish(api.clone(), name.clone(), published.clone()));
+                new.push((name.clone(), published.clone()));
             }
         }
-        let mut writes = stream::iter(new).buffer_unordered(AT_ONCE);
+        let writes = new.into_iter().map(|(name, published)| self.publish(api.clone(), name, published));
+        let mut writes = stream::iter(writes).buffer_unordered(AT_ONCE);
         while let Some(done) = writes.next().await {
             match done {
                 Some((name, published)) => drop(written.insert(name, (published, Instant::now()))),

@@ -5,6 +5,8 @@
 //! the object that the API server gives at that moment: so nothing is lost.
 
 use k8s_openapi::api::core::v1::{Node, NodeStatus, PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::storage::v1::CSIStorageCapacity;
+use kube::api::ObjectMeta;
 use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
 
@@ -24,6 +26,7 @@ pub fn object<K: Resource>(object: &mut K) {
     metadata.managed_fields = None;
     metadata.self_link = None;
     metadata.generate_name = None;
+    metadata.creation_timestamp = None;
     if let Some(annotations) = &mut metadata.annotations {
         annotations.remove(LAST_APPLIED);
     }
@@ -44,11 +47,26 @@ pub fn node(node: &mut Node) {
     }
 }
 
+/// A capacity: how much it says, under which name.
+pub fn capacity(capacity: &mut CSIStorageCapacity) {
+    let metadata = std::mem::take(&mut capacity.metadata);
+    let CSIStorageCapacity { capacity: free, maximum_volume_size, .. } = std::mem::take(capacity);
+    *capacity = CSIStorageCapacity {
+        metadata: ObjectMeta { name: metadata.name, namespace: metadata.namespace, ..ObjectMeta::default() },
+        capacity: free,
+        maximum_volume_size,
+        ..CSIStorageCapacity::default()
+    };
+}
+
 /// Of others' volumes it is enough that they are there.
 impl Kept for PersistentVolume {
     fn slim(&mut self) {
         object(self);
         self.metadata.labels = None;
+        if let Some(status) = &mut self.status {
+            status.last_phase_transition_time = None;
+        }
         let made_here = self.annotations().get(PROVISIONED_BY).map(String::as_str) == Some(DRIVER);
         if !made_here && self.spec.as_ref().and_then(logical_volume_of).is_none() {
             self.metadata.annotations = None;
@@ -78,7 +96,6 @@ impl Kept for PersistentVolume {
         json!({
             "metadata": {
                 "annotations": {"pv.kubernetes.io/provisioned-by": DRIVER},
-                "creationTimestamp": "2026-01-01T00:00:00Z",
                 "finalizers": ["external-provisioner.volume.kubernetes.io/finalizer", "kubernetes.io/pv-protection"],
                 "name": "pvc-", "resourceVersion": "1", "uid": "",
             },
@@ -105,7 +122,7 @@ impl Kept for PersistentVolume {
                 "storageClassName": "",
                 "volumeMode": "Filesystem",
             },
-            "status": {"lastPhaseTransitionTime": "2026-01-01T00:00:00Z", "phase": "Bound"},
+            "status": {"phase": "Bound"},
         })
     }
 }
@@ -148,7 +165,6 @@ impl Kept for PersistentVolumeClaim {
                     SELECTED_NODE: "",
                     STORAGE_PROVISIONER: DRIVER,
                 },
-                "creationTimestamp": "2026-01-01T00:00:00Z",
                 "finalizers": ["kubernetes.io/pvc-protection"],
                 "name": "data-", "namespace": "default", "resourceVersion": "1", "uid": "",
             },
