@@ -5,6 +5,7 @@
 //! refused. `capacity` is always set: without it the scheduler of 1.37 crashes
 //! where two nodes fit.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::pin::pin;
 use std::sync::Arc;
@@ -74,14 +75,14 @@ fn object_name(class: &str, topology: &str) -> String {
 }
 
 /// Decides what should be published.
-pub fn wanted(classes: &[Arc<StorageClass>], nodes: &[View], patience: Duration) -> Wanted {
+pub fn wanted<V: Borrow<View>>(classes: &[Arc<StorageClass>], nodes: &[V], patience: Duration) -> Wanted {
     let mut wanted = Wanted::default();
     for class in classes.iter().filter(|class| class.provisioner == DRIVER) {
         // No claim of such a class can be served, anywhere.
         let Ok(template) = Template::of(class) else {
             continue;
         };
-        for node in nodes.iter().filter(|node| template.topologies.allow(&node.labels)) {
+        for node in nodes.iter().map(Borrow::borrow).filter(|node| template.topologies.allow(&node.labels)) {
             let name = object_name(&class.name_any(), &node.topology);
             match &node.state {
                 State::Connecting => {
@@ -115,9 +116,9 @@ pub fn wanted(classes: &[Arc<StorageClass>], nodes: &[View], patience: Duration)
 
 /// Whether enough is known for the CSIDriver to do no harm: some node has
 /// reported, and none is still being connected to.
-fn settled(nodes: &[View]) -> bool {
-    nodes.iter().any(|node| matches!(node.state, State::Up(_)))
-        && !nodes.iter().any(|node| node.state == State::Connecting)
+fn settled<V: Borrow<View>>(nodes: &[V]) -> bool {
+    let states = || nodes.iter().map(|node| &node.borrow().state);
+    states().any(|state| matches!(state, State::Up(_))) && !states().any(|state| *state == State::Connecting)
 }
 
 fn capacity_object(
@@ -449,7 +450,7 @@ mod tests {
 
     #[test]
     fn the_driver_waits_for_the_first_capacities() {
-        assert!(!settled(&[]));
+        assert!(!settled::<View>(&[]));
         assert!(!settled(&[down("a", PATIENCE)]));
         assert!(!settled(&[up("a", "vg0", 1), node("b", State::Connecting)]));
         assert!(settled(&[up("a", "vg0", 1), down("b", Duration::ZERO)]));

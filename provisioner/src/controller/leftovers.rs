@@ -47,7 +47,7 @@ pub async fn run(ctx: Arc<Context>, news: broadcast::Receiver<News>) {
             // Too much has happened to hear of each node.
             Err(_) => {
                 let up = ctx.nodes.views().into_iter().filter(|view| matches!(view.state, State::Up(_)));
-                up.map(|view| view.name).collect()
+                up.map(|view| view.name.clone()).collect()
             }
         })
     });

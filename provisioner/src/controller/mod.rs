@@ -452,7 +452,7 @@ fn volume_triggers(ctx: &Context) -> impl Stream<Item = ObjectRef<PersistentVolu
         for one in news {
             match one {
                 Ok(News::Up(node)) => match nodes.view(&node) {
-                    Some(view) => drop(up.insert(view.topology)),
+                    Some(view) => drop(up.insert(view.topology.clone())),
                     None => any = true,
                 },
                 Ok(News::Capacity(_) | News::Changed(_) | News::Down(_) | News::Gone(_)) => {}

@@ -1,6 +1,7 @@
 //! Whether any node has the room that a claim needs, and if not, how much is
 //! missing where. Pure.
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ pub enum Fit {
 /// Looks for a node that has the room, among those that `class` allows and that
 /// are not cordoned. A node that does not answer counts as unknown for the time
 /// of `patience`, and not at all after that.
-pub fn fit(request: &Request, class: &str, nodes: &[View], patience: Duration) -> Fit {
+pub fn fit<V: Borrow<View>>(request: &Request, class: &str, nodes: &[V], patience: Duration) -> Fit {
     let group = &request.volume_group;
     if nodes.is_empty() {
         return Fit::Nowhere(format!(
@@ -37,7 +38,8 @@ pub fn fit(request: &Request, class: &str, nodes: &[View], patience: Duration) -
              Look at the pods of DaemonSet lvprov-node"
         ));
     }
-    let mut allowed = nodes.iter().filter(|node| request.topologies.allow(&node.labels)).peekable();
+    let nodes = nodes.iter().map(Borrow::borrow);
+    let mut allowed = nodes.filter(|node| request.topologies.allow(&node.labels)).peekable();
     if allowed.peek().is_none() {
         return Fit::Nowhere(format!(
             "no node with an lvprov node service is among the allowedTopologies of StorageClass {class} ({}). Label a \

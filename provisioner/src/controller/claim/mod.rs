@@ -151,7 +151,7 @@ async fn provision(
         }
     };
     let view = ctx.nodes.view(node);
-    let Some(volume_group) = group_of(request, view.as_ref()) else {
+    let Some(volume_group) = group_of(request, view.as_deref()) else {
         if !view.is_some_and(|view| matches!(view.state, State::Up(_))) {
             // Its report comes first.
             return Ok(Action::requeue(Duration::from_secs(1)));

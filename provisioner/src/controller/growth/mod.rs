@@ -185,7 +185,7 @@ pub fn concerned_by_node(news: Option<&News>, ctx: &Context) -> Vec<ObjectRef<Pe
     let node = match news {
         None => None,
         Some(News::Up(node) | News::Capacity(node)) => match ctx.nodes.view(node) {
-            Some(view) => Some(view.topology),
+            Some(view) => Some(view.topology.clone()),
             None => return Vec::new(),
         },
         Some(News::Changed(_) | News::Down(_) | News::Gone(_)) => return Vec::new(),

@@ -58,7 +58,10 @@ pub(super) async fn follow(nodes: Arc<Nodes>, name: String, address: IpAddr) {
 
 async fn open(nodes: &Nodes, name: &str, address: IpAddr) -> io::Result<Heard> {
     let tls = nodes.tls.as_ref().ok_or_else(|| io::Error::other("there are no certificates to call it with"))?;
-    let (mut reports, certificate) = connection::listen(address, nodes.port, tls).await?;
+    let (mut reports, certificate) = {
+        let _turn = nodes.connecting.acquire().await.map_err(io::Error::other)?;
+        connection::listen(address, nodes.port, tls).await?
+    };
     let first = timeout(FIRST_REPORT_TIMEOUT, reports.next())
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "it has sent no report of its capacity"))??;

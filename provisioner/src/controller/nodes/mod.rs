@@ -16,7 +16,7 @@ use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 use lvm::layout::Layout;
 use lvprov_proto::lvprov::{CapacityReport, FailingUnmount};
-use tokio::sync::broadcast;
+use tokio::sync::{Semaphore, broadcast};
 use tokio::task::AbortHandle;
 use tonic::transport::Channel;
 use tracing::{info, warn};
@@ -31,6 +31,9 @@ use follow::{LONGEST_CONNECTION, follow};
 
 /// Connections for calls are kept to so many nodes.
 const MOST_CALLED: usize = 128;
+/// So many nodes are connected to at the same time: after a start there are
+/// thousands to connect to.
+const MOST_CONNECTING: usize = 64;
 
 /// A volume group of a node. Sizes in bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -219,13 +222,15 @@ pub struct Nodes {
     longest_connection: Duration,
     table: Mutex<BTreeMap<String, Entry>>,
     called: Mutex<HashMap<String, Called>>,
+    connecting: Semaphore,
     news: broadcast::Sender<News>,
     troubles: broadcast::Sender<Troubles>,
     ageing: broadcast::Sender<Ageing>,
 }
 
 struct Entry {
-    view: View,
+    // Shared with who looks at all of them, which happens often.
+    view: Arc<View>,
     address: IpAddr,
     // None in tests only.
     follower: Option<AbortHandle>,
@@ -263,6 +268,7 @@ impl Nodes {
             longest_connection: longest,
             table: Mutex::default(),
             called: Mutex::default(),
+            connecting: Semaphore::new(MOST_CONNECTING),
             news,
             troubles,
             ageing,
@@ -285,17 +291,17 @@ impl Nodes {
     }
 
     /// All nodes, in order of name.
-    pub fn views(&self) -> Vec<View> {
+    pub fn views(&self) -> Vec<Arc<View>> {
         self.table().values().map(|entry| entry.view.clone()).collect()
     }
 
     /// One node.
-    pub fn view(&self, name: &str) -> Option<View> {
+    pub fn view(&self, name: &str) -> Option<Arc<View>> {
         self.table().get(name).map(|entry| entry.view.clone())
     }
 
     /// The node whose topology label has this value.
-    pub fn with_topology(&self, topology: &str) -> Option<View> {
+    pub fn with_topology(&self, topology: &str) -> Option<Arc<View>> {
         // It is the node's own name, mostly.
         self.view(topology)
             .filter(|view| view.topology == topology)
@@ -381,7 +387,7 @@ impl Nodes {
             && entry.view.topology == topology
             && entry.address == address
         {
-            let view = &mut entry.view;
+            let view = Arc::make_mut(&mut entry.view);
             if view.cordoned != cordoned || *view.labels != *node.labels() {
                 view.cordoned = cordoned;
                 view.labels = Arc::new(node.labels().clone());
@@ -395,6 +401,7 @@ impl Nodes {
         let follower = tokio::spawn(follow(self.clone(), name.clone(), address));
         let labels = Arc::new(node.labels().clone());
         let view = View { name: name.clone(), topology, labels, cordoned, state: State::Connecting };
+        let view = Arc::new(view);
         table.insert(name, Entry { view, address, follower: Some(follower.abort_handle()) });
     }
 
@@ -418,7 +425,10 @@ impl Nodes {
     pub fn place(&self, view: View, channel: Channel) {
         let (made, used) = (Instant::now(), Instant::now());
         self.called().insert(view.name.clone(), Called { channel, made, used });
-        self.table().insert(view.name.clone(), Entry { view, address: IpAddr::from([127, 0, 0, 1]), follower: None });
+        self.table().insert(
+            view.name.clone(),
+            Entry { view: Arc::new(view), address: IpAddr::from([127, 0, 0, 1]), follower: None },
+        );
     }
 
     /// As if this had become of a node, for tests.
@@ -453,7 +463,9 @@ impl Nodes {
             };
             let was_up = matches!(entry.view.state, State::Up(_));
             let changed = entry.view.state != new;
-            entry.view.state = new;
+            if changed {
+                Arc::make_mut(&mut entry.view).state = new;
+            }
             match (changed, was_up) {
                 (false, _) => None,
                 (true, true) => Some(News::Capacity(name.to_owned())),
@@ -477,7 +489,7 @@ impl Nodes {
                 return;
             };
             self.called().remove(name);
-            let state = &mut entry.view.state;
+            let state = &mut Arc::make_mut(&mut entry.view).state;
             let since = match state {
                 State::Down { since, .. } => *since,
                 State::Connecting => started,
@@ -558,7 +570,7 @@ mod tests {
         nodes.observe(&node(json!("n2")));
         assert!(nodes.views().is_empty());
         nodes.observe(&node(json!("n1")));
-        assert_eq!(nodes.with_topology("n1").map(|view| view.name), Some("n1".to_owned()));
+        assert_eq!(nodes.with_topology("n1").map(|view| view.name.clone()), Some("n1".to_owned()));
         nodes.observe(&node(json!("n2")));
         assert!(nodes.views().is_empty());
         let unreached = nodes.reach("n1").unwrap_err();

@@ -211,7 +211,8 @@ async fn silent(scene: &Scene) {
     let address = listener.local_addr().unwrap();
     drop(listener);
     let channel = tonic::transport::Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
-    scene.ctx.nodes.place(scene.ctx.nodes.view("n1").unwrap(), channel);
+    let n1 = scene.ctx.nodes.view("n1").unwrap();
+    scene.ctx.nodes.place((*n1).clone(), channel);
 }
 
 #[tokio::test]

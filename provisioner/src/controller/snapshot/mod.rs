@@ -225,7 +225,7 @@ fn ask(topology: &str, ctx: &Context) -> Result<Asked, Silent> {
         return Err(Silent::Told(Reason::NodeGone, note));
     };
     match ctx.nodes.reach_up(&node.name) {
-        Ok(reached) => Ok(Asked { node: node.name, reached }),
+        Ok(reached) => Ok(Asked { node: node.name.clone(), reached }),
         Err(_) if node.state == State::Connecting => Err(Silent::Soon),
         // A node service that restarts is nothing to tell of.
         Err(unreached) if unreached.since < ctx.patience => Err(Silent::Soon),
@@ -310,7 +310,7 @@ pub fn triggers(ctx: &Arc<Context>) -> impl Stream<Item = ObjectRef<VolumeSnapsh
         let mut any = false;
         for one in news {
             match one {
-                Ok(News::Up(node)) => drop(ctx.nodes.view(&node).map(|view| up.insert(view.topology))),
+                Ok(News::Up(node)) => drop(ctx.nodes.view(&node).map(|view| up.insert(view.topology.clone()))),
                 Ok(_) => {}
                 // Too much has happened to hear of each node.
                 Err(_) => any = true,

@@ -18,6 +18,8 @@ use crate::testbed::{Cluster, ClusterOptions};
 
 /// Nothing is written for so long: it has come to rest.
 const QUIET: Duration = Duration::from_secs(5);
+/// Objects on a page of a list, as the controller asks for them.
+const PAGE: u32 = 500;
 /// The longest that is waited for anything.
 const LIMIT: Duration = Duration::from_secs(900);
 
@@ -217,9 +219,15 @@ impl Scale<'_> {
     /// Until all capacities are there, and nothing is written any more.
     fn wait_published(&self, controller: &Process) -> Result<Duration> {
         let capacities = "/apis/storage.k8s.io/v1/namespaces/lvprov-system/csistoragecapacities";
+        // All pages of all lists: it comes to rest between two of them, too.
         let lists = |log: &[Value]| {
-            let listed = |what: &str| log.iter().any(|entry| entry["objectRef"]["resource"] == what);
-            listed("persistentvolumes") && listed("nodes")
+            let listed = |what: &str, count: u32| {
+                let pages =
+                    log.iter().filter(|entry| entry["verb"] == "list" && entry["objectRef"]["resource"] == what);
+                pages.count() >= count.div_ceil(PAGE) as usize
+            };
+            let ScaleOptions { nodes, volumes, .. } = self.options;
+            listed("nodes", nodes) && listed("persistentvolumes", volumes) && listed("persistentvolumeclaims", volumes)
         };
         let begun_at = self.audited()?.len();
         let (mut last, mut rested) = (0, Instant::now());
