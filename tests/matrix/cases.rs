@@ -27,6 +27,8 @@ pub enum Operation {
     Snapshot,
     /// It goes.
     DeleteSnapshot,
+    /// A volume that was made by hand is given to a claim.
+    Import,
 }
 
 /// What happens at the point.
@@ -58,7 +60,7 @@ impl Case {
 }
 
 /// The points that each operation comes by, in order.
-const POINTS: [(Operation, Source, &[&str]); 16] = [
+const POINTS: [(Operation, Source, &[&str]); 17] = [
     (
         Operation::Create,
         Source::Flexvolume,
@@ -151,6 +153,7 @@ const POINTS: [(Operation, Source, &[&str]); 16] = [
             "snapshot-delete-call-after",
         ],
     ),
+    (Operation::Import, Source::Flexvolume, &["adopt-tagged", "adopt-uuid", "adopt-renamed"]),
     (
         Operation::Trash,
         Source::Flexvolume,
@@ -178,7 +181,7 @@ const MIRRORED: [(Operation, Source, &[&str]); 3] = [
 ];
 
 /// Each operation, and each process that takes part in it, at least once.
-const ALWAYS: [&str; 19] = [
+const ALWAYS: [&str; 20] = [
     "create flexvolume lvcreate-after end",
     "create flexvolume create-after end",
     "create flexvolume mark-after cut",
@@ -198,6 +201,7 @@ const ALWAYS: [&str; 19] = [
     "deletesnapshot csi snapshot-delete-call-after end",
     "clone csi copy-piece cut",
     "clone csi zeroed-after end",
+    "import flexvolume adopt-tagged cut",
 ];
 
 /// The whole matrix.

@@ -133,8 +133,14 @@ impl<'a> Run<'a> {
     fn whole(self) -> Result<()> {
         self.prepare().context("before the crash")?;
         self.arm()?;
-        self.begin()?;
-        self.crash()?;
+        // What a person calls does not come back before the crash.
+        std::thread::scope(|scope| {
+            if self.case.operation == Operation::Import {
+                scope.spawn(|| self.import());
+            }
+            self.begin()?;
+            self.crash()
+        })?;
         self.finish().context("after the crash")?;
         self.check()?;
         self.end().context("at the end")
@@ -204,6 +210,14 @@ impl<'a> Run<'a> {
                 self.space.ready("q")?;
                 self.space.exec("q", "echo kept > /v0/file && sync").map(drop)
             }
+            Operation::Import => {
+                let volume = self.by_hand();
+                self.cluster.node(NODE)?.sh(&format!(
+                    "lvcreate -qq -y -n {volume} -L 320m vg0 && mkfs.xfs -q /dev/vg0/{volume} && mkdir -p /mnt/{volume} &&
+                     mount /dev/vg0/{volume} /mnt/{volume} && echo kept > /mnt/{volume}/file && umount /mnt/{volume}"
+                ))?;
+                self.space.claim("c", "flexvolume", SMALL, "")
+            }
             Operation::GrowBlock => {
                 self.claim()?;
                 self.pod()?;
@@ -212,6 +226,17 @@ impl<'a> Run<'a> {
                 self.space.exec("p", "echo kept | dd of=/dev/raw conv=notrunc,fsync 2>/dev/null").map(drop)
             }
         }
+    }
+
+    fn by_hand(&self) -> String {
+        format!("by-hand-{}", self.namespace())
+    }
+
+    /// Whether it has come to its end.
+    fn import(&self) -> Result<bool> {
+        let (volume, claim) = (format!("vg0/{}", self.by_hand()), format!("{}/c", self.namespace()));
+        let imported = lvprov(self.cluster, &["import", &volume, "--node", NODE, "--claim", &claim])?;
+        Ok(imported.success())
     }
 
     fn dirty(&self) -> Result<()> {
@@ -248,6 +273,8 @@ impl<'a> Run<'a> {
                 self.space.kubectl(&["delete", "volumesnapshot", "s", "--wait=false"]).map(drop)
             }
             Operation::Mount => self.pod(),
+            // Its caller waits beside this.
+            Operation::Import => Ok(()),
             Operation::Unmount => self.space.kubectl(&["delete", "pod", "p", "--wait=false"]).map(drop),
             Operation::Log => self.space.pod("p", Some(NODE), &[log_volume_of(SMALL, "logs", "")]),
             Operation::Grow | Operation::GrowBlock => {
@@ -320,6 +347,12 @@ impl<'a> Run<'a> {
             }
             Operation::DeleteSnapshot => {
                 self.no_snapshots()?;
+                self.space.ready("p")?;
+                self.kept()
+            }
+            Operation::Import => {
+                eventually("the same command again gives the volume to the claim", || self.import())?;
+                self.pod()?;
                 self.space.ready("p")?;
                 self.kept()
             }
