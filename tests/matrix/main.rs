@@ -3,7 +3,8 @@
 //!
 //! The cluster runs lvprov with fault points (`lvm/src/fault.rs`). Some cases
 //! run with every test, all of them with `--full`; `LVPROV_CASE="grow cut !raid1"`
-//! picks those that have all of these words in their names, and none with `!`.
+//! picks those that have all of these words in their names, and none with `!`; `|`
+//! stands between alternatives.
 
 mod cases;
 
@@ -88,7 +89,7 @@ fn matrix(cluster: &Cluster) -> Result<()> {
                 Some(word) => !name.contains(word),
                 None => name.contains(word),
             };
-            (full || case.always) && words.split_whitespace().all(suits)
+            (full || case.always) && words.split('|').any(|words| words.split_whitespace().all(suits))
         })
         .collect();
     ensure!(!cases.is_empty(), "no case has {words:?} in its name");
