@@ -91,6 +91,11 @@ pub struct Args {
     /// scheduler and its capacity is withdrawn
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     pub node_patience: u64,
+    /// Where a class has so many nodes, those of about the same room share a
+    /// CSIStorageCapacity, which says up to an eighth less than there is; the
+    /// scheduler needs far longer for one from each node. 0: never
+    #[arg(long, default_value_t = 200, value_name = "N")]
+    pub capacities_shared_from: usize,
     /// How long a Node object has to be gone before its node counts as lost for
     /// good: claims of classes with onNodeLoss: recreate are made anew, and
     /// released volumes are given up. 0: never
@@ -250,6 +255,7 @@ async fn act(args: &Args, client: Client, identity: String) -> Result<(), Contro
         node_objects.clone(),
         classes.clone(),
         patience,
+        args.capacities_shared_from,
     );
     let publishing = publisher.run(class_changed.subscribe());
 

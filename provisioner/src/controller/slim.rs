@@ -47,15 +47,17 @@ pub fn node(node: &mut Node) {
     }
 }
 
-/// A capacity: how much it says, under which name.
+/// A capacity: how much it says of what, under which name.
 pub fn capacity(capacity: &mut CSIStorageCapacity) {
     let metadata = std::mem::take(&mut capacity.metadata);
-    let CSIStorageCapacity { capacity: free, maximum_volume_size, .. } = std::mem::take(capacity);
+    let CSIStorageCapacity { capacity: free, maximum_volume_size, node_topology, storage_class_name, .. } =
+        std::mem::take(capacity);
     *capacity = CSIStorageCapacity {
         metadata: ObjectMeta { name: metadata.name, namespace: metadata.namespace, ..ObjectMeta::default() },
         capacity: free,
         maximum_volume_size,
-        ..CSIStorageCapacity::default()
+        node_topology,
+        storage_class_name,
     };
 }
 

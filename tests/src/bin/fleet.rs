@@ -2,11 +2,12 @@
 //! node services, and the objects that a cluster with them would have, written
 //! straight to etcd. For `cargo xtask bench scale`.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream as StdStream};
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::thread;
 
@@ -23,8 +24,10 @@ use lvprov_proto::lvprov::node_admin_server::{NodeAdmin, NodeAdminServer};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::WatchStream;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status};
@@ -123,16 +126,18 @@ async fn serve(tls_dir: PathBuf) -> Result<()> {
     let tls = TlsDirectory::open(&tls_dir)?;
     let listener = TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], NODE_PORT))).await?;
     let (sender, receiver) = tokio::sync::mpsc::channel(256);
+    let rooms = Rooms::default();
+    let served = rooms.clone();
     tokio::spawn(async move {
         loop {
             let Ok((stream, _)) = listener.accept().await else { continue };
-            let (tls, sender) = (Arc::clone(&tls), sender.clone());
+            let (tls, sender, rooms) = (Arc::clone(&tls), sender.clone(), served.clone());
             tokio::spawn(async move {
                 let node = stream.local_addr().ok().and_then(name_at);
                 let accepted = TlsAcceptor::from(tls.now().server_config()).accept(stream).await;
                 let (Some(node), Ok(stream)) = (node, accepted) else { return };
                 if stream.get_ref().1.alpn_protocol() == Some(reports::PROTOCOL) {
-                    let _ = reports::send(stream, only(report_of(&node))).await;
+                    let _ = reports::send(stream, rooms.reports(&node)).await;
                 } else {
                     let _ = sender.send(Ok::<_, std::io::Error>(Called { stream, node: node.into() })).await;
                 }
@@ -140,40 +145,57 @@ async fn serve(tls_dir: PathBuf) -> Result<()> {
         }
     });
     Server::builder()
-        .add_service(NodeAdminServer::new(Node))
-        .add_service(ControllerServer::new(Node))
+        .add_service(NodeAdminServer::new(Node(rooms.clone())))
+        .add_service(ControllerServer::new(Node(rooms)))
         .serve_with_incoming(tokio_stream::wrappers::ReceiverStream::new(receiver))
         .await?;
     Ok(())
 }
 
+/// What each node has free.
+#[derive(Debug, Clone, Default)]
+struct Rooms(Arc<Mutex<BTreeMap<String, watch::Sender<u64>>>>);
+
+impl Rooms {
+    fn of(&self, node: &str) -> watch::Sender<u64> {
+        // One claim more and a fourth of them has, rounded, less.
+        let at_first = || if node.ends_with(['0', '4', '8']) { 512 * GIB } else { 500 * GIB };
+        let mut rooms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        rooms.entry(node.to_owned()).or_insert_with(|| watch::Sender::new(at_first())).clone()
+    }
+
+    fn reports(&self, node: &str) -> impl Stream<Item = wire::CapacityReport> + Send + use<> {
+        let (node, room) = (node.to_owned(), self.of(node));
+        WatchStream::new(room.subscribe()).map(move |free| {
+            // As long as anybody listens.
+            let _ = &room;
+            report_of(&node, free)
+        })
+    }
+}
+
 /// Any of the nodes.
-#[derive(Debug, Clone, Copy)]
-struct Node;
+#[derive(Debug, Clone)]
+struct Node(Rooms);
 
 fn called<T>(request: &Request<T>) -> Result<Arc<str>, Status> {
     request.extensions().get::<Arc<str>>().cloned().ok_or_else(|| Status::internal("called nobody"))
 }
 
-fn report_of(node: &str) -> wire::CapacityReport {
+fn report_of(node: &str, free: u64) -> wire::CapacityReport {
     wire::CapacityReport {
         node: node.to_owned(),
         volume_groups: vec![wire::VolumeGroup {
             name: "vg0".into(),
             size_bytes: 1000 * GIB,
-            free_bytes: 500 * GIB,
+            free_bytes: free,
             extent_bytes: 4 << 20,
-            disk_free_bytes: vec![500 * GIB],
+            disk_free_bytes: vec![free],
             layouts: vec!["linear".into()],
             ..wire::VolumeGroup::default()
         }],
         failing_unmounts: Vec::new(),
     }
-}
-
-/// One report, and nothing more for ever.
-fn only(report: wire::CapacityReport) -> impl Stream<Item = wire::CapacityReport> + Send {
-    futures::stream::once(async { report }).chain(futures::stream::pending())
 }
 
 fn nobody_asks() -> Status {
@@ -191,8 +213,8 @@ impl NodeAdmin for Node {
         &self,
         request: Request<wire::WatchCapacityRequest>,
     ) -> Result<Response<Self::WatchCapacityStream>, Status> {
-        let report = report_of(&called(&request)?);
-        Ok(Response::new(Box::pin(only(report).map(Ok))))
+        let node = called(&request)?;
+        Ok(Response::new(Box::pin(self.0.reports(&node).map(Ok))))
     }
 
     /// Nothing that no PersistentVolume names.
@@ -229,9 +251,11 @@ impl Controller for Node {
         let node = called(&request)?;
         let request = request.into_inner();
         let parameter = |key: &str| request.parameters.get(key).cloned().unwrap_or_default();
+        let bytes = request.capacity_range.map_or(0, |range| range.required_bytes);
+        self.0.of(&node).send_modify(|free| *free = free.saturating_sub(bytes as u64));
         let segments = [(TOPOLOGY_NODE.to_owned(), node.to_string())].into();
         let volume = Volume {
-            capacity_bytes: request.capacity_range.map_or(0, |range| range.required_bytes),
+            capacity_bytes: bytes,
             volume_id: format!("vg0/{}", request.name),
             volume_context: [
                 (context::CLAIM_NAMESPACE.to_owned(), parameter("csi.storage.k8s.io/pvc/namespace")),

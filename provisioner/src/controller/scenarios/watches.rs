@@ -30,7 +30,7 @@ async fn a_new_leader_withdraws_no_capacity_before_it_knows_classes_and_nodes() 
     let (classes, mut class_writer) = store::<StorageClass>();
     let (node_objects, mut node_writer) = store::<Node>();
     let nodes = scene.ctx.nodes.clone();
-    let publisher = Publisher::new(scene.ctx.client.clone(), "ns".into(), None, nodes, node_objects, classes, SOON);
+    let publisher = Publisher::new(scene.ctx.client.clone(), "ns".into(), None, nodes, node_objects, classes, SOON, 0);
     let (changed, _) = broadcast::channel(8);
     let publishing = tokio::spawn(publisher.run(changed.subscribe()));
     let stale = json!({

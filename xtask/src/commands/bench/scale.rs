@@ -18,6 +18,7 @@ use crate::testbed::{Cluster, ClusterOptions};
 
 /// Nothing is written for so long: it has come to rest.
 const QUIET: Duration = Duration::from_secs(5);
+const CAPACITIES: &str = "/apis/storage.k8s.io/v1/namespaces/lvprov-system/csistoragecapacities";
 /// Objects on a page of a list, as the controller asks for them.
 const PAGE: u32 = 500;
 /// The longest that is waited for anything.
@@ -38,6 +39,9 @@ pub struct ScaleOptions {
     /// Pods that the scheduler places, each with a claim.
     #[arg(long, default_value_t = 10)]
     pub new_pods: u32,
+    /// From so many nodes on they share capacities; 0: never.
+    #[arg(long, default_value_t = 200)]
+    pub shared_from: u32,
 }
 
 /// What was measured.
@@ -57,6 +61,8 @@ pub struct Measured {
     pub restart_calls: BTreeMap<String, u64>,
     /// Requests for new claims, by verb and resource.
     pub claim_calls: BTreeMap<String, u64>,
+    /// CSIStorageCapacity objects in the end.
+    pub capacities: usize,
     /// How many claims these were for.
     pub claims: u32,
     /// How long the scheduler looks for a node for one pod, on average, without what it waits for.
@@ -77,6 +83,7 @@ impl Measured {
         json!({
             "nodes": options.nodes,
             "volumes": options.volumes,
+            "capacities": self.capacities,
             "first start s": seconds(self.first_start),
             "restart s": seconds(self.restart),
             "resident MiB": {"peak": self.peak_kib / 1024, "at rest": self.steady_kib / 1024},
@@ -156,6 +163,8 @@ impl Scale<'_> {
         step("Claims", || self.make_claims())?;
         measured.claims = self.options.new_claims;
         measured.claim_calls = calls(&self.audited()?[before..]);
+        let list: Value = serde_json::from_str(&self.cluster.kubectl(["get", "--raw", CAPACITIES])?)?;
+        measured.capacities = list["items"].as_array().map_or(0, Vec::len);
         if self.options.new_pods > 0 {
             measured.attempt = Some(step("Pods for the scheduler", || self.make_pods())?);
         }
@@ -167,7 +176,9 @@ impl Scale<'_> {
     fn start(&self, lvprov: &str, name: &str) -> Result<Process> {
         let directory = self.cluster.directory();
         let tls = directory.join("lvprov-tls/controller").display().to_string();
+        let shared_from = self.options.shared_from.to_string();
         let mut command = Command::new([lvprov, "controller", "--tls-dir", &tls, "--identity", name]);
+        command.argv.extend(["--capacities-shared-from".to_owned(), shared_from]);
         command.env.insert("KUBECONFIG".into(), self.cluster.kubeconfig(LVPROV.0).display().to_string());
         let begun = Instant::now();
         let pid = self.cluster.control().spawn(&raised(command), directory.join(format!("controller-{name}.log")))?;
@@ -185,12 +196,14 @@ impl Scale<'_> {
         Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
     }
 
-    /// How many objects there are, without fetching them.
-    fn count(&self, path: &str) -> Result<u64> {
-        let text = self.cluster.kubectl(["get", "--raw", &format!("{path}?limit=1")])?;
-        let list: Value = serde_json::from_str(&text)?;
-        let shown = list["items"].as_array().map_or(0, Vec::len) as u64;
-        Ok(shown + list["metadata"]["remainingItemCount"].as_u64().unwrap_or(0))
+    /// How many nodes the capacities are of.
+    fn nodes_of(&self, capacities: &str) -> Result<usize> {
+        let list: Value = serde_json::from_str(&self.cluster.kubectl(["get", "--raw", capacities])?)?;
+        let nodes = |object: &Value| match object.pointer("/nodeTopology/matchExpressions/0/values") {
+            Some(values) => values.as_array().map_or(0, Vec::len),
+            None => 1,
+        };
+        Ok(list["items"].as_array().into_iter().flatten().map(nodes).sum())
     }
 
     /// The API server serves watches from a cache, which learns of what was
@@ -218,7 +231,7 @@ impl Scale<'_> {
 
     /// Until all capacities are there, and nothing is written any more.
     fn wait_published(&self, controller: &Process) -> Result<Duration> {
-        let capacities = "/apis/storage.k8s.io/v1/namespaces/lvprov-system/csistoragecapacities";
+        let capacities = CAPACITIES;
         // All pages of all lists: it comes to rest between two of them, too.
         let lists = |log: &[Value]| {
             let listed = |what: &str, count: u32| {
@@ -244,7 +257,7 @@ impl Scale<'_> {
                 || self.connections(controller)? < self.options.nodes as usize
             {
                 (last, rested) = (work, Instant::now());
-            } else if rested.elapsed() > QUIET && self.count(capacities)? == u64::from(self.options.nodes) {
+            } else if rested.elapsed() > QUIET && self.nodes_of(capacities)? == self.options.nodes as usize {
                 return Ok(controller.begun.elapsed() - rested.elapsed());
             }
         }

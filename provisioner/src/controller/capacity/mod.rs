@@ -1,12 +1,15 @@
-//! What the scheduler is told: a CSIStorageCapacity for each class of ours and
-//! node with its volume group that the class allows, and the CSIDriver that makes it look there.
+//! What the scheduler is told: CSIStorageCapacity objects for each class of ours
+//! and the nodes with its volume group that the class allows, and the CSIDriver
+//! that makes it look there.
 //!
 //! Objects first, then the CSIDriver: with it, a node without an object is
 //! refused. `capacity` is always set: without it the scheduler of 1.37 crashes
 //! where two nodes fit.
 
+mod wanted;
+
 use std::borrow::Borrow;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,12 +17,11 @@ use std::time::{Duration, Instant};
 use futures::{FutureExt, StreamExt, stream};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::storage::v1::{CSIDriver, CSIDriverSpec, CSIStorageCapacity, StorageClass};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement, OwnerReference};
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams};
 use kube::runtime::reflector::{Store, store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
-use sha2::{Digest, Sha256};
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::TryRecvError;
 use tracing::{debug, info, warn};
@@ -30,8 +32,8 @@ use super::names::{FIELD_MANAGER, MANAGED_BY};
 use super::nodes::{Nodes, State, View};
 use super::quantity::{quantity, storage_of};
 use super::slim;
-use super::validate::Template;
 use crate::names::{DRIVER, TOPOLOGY_NODE};
+use wanted::{Published, Room, wanted};
 
 /// How long the watch may take to bring what was written here: writing it once
 /// more for each that it brings would cost the square of their number.
@@ -42,77 +44,6 @@ type Written = HashMap<String, (Published, Instant)>;
 const AT_ONCE: usize = 8;
 /// After a write that failed.
 const RETRY: Duration = Duration::from_secs(5);
-
-/// A capacity that should be published.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Published {
-    /// The StorageClass.
-    pub class: String,
-    /// Value of the node's topology label.
-    pub topology: String,
-    /// What volumes of the class can have together there.
-    pub free: u64,
-    /// The largest volume that fits: whole extents and stripes.
-    pub largest: u64,
-}
-
-/// What there should be, by object name.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Wanted {
-    /// To be there, with these sizes.
-    pub publish: BTreeMap<String, Published>,
-    /// To be left as they are: their nodes are silent, but not for long.
-    pub keep: BTreeSet<String>,
-    /// When to look again although nothing has happened.
-    pub again: Option<Duration>,
-}
-
-/// The name of an object: classes and nodes have longer names than fit.
-fn object_name(class: &str, topology: &str) -> String {
-    let digest = Sha256::digest(format!("{class}\0{topology}"));
-    let hex: String = digest.iter().take(10).map(|byte| format!("{byte:02x}")).collect();
-    format!("lvprov-{hex}")
-}
-
-/// Decides what should be published.
-pub fn wanted<V: Borrow<View>>(classes: &[Arc<StorageClass>], nodes: &[V], patience: Duration) -> Wanted {
-    let mut wanted = Wanted::default();
-    for class in classes.iter().filter(|class| class.provisioner == DRIVER) {
-        // No claim of such a class can be served, anywhere.
-        let Ok(template) = Template::of(class) else {
-            continue;
-        };
-        for node in nodes.iter().map(Borrow::borrow).filter(|node| template.topologies.allow(&node.labels)) {
-            let name = object_name(&class.name_any(), &node.topology);
-            match &node.state {
-                State::Connecting => {
-                    wanted.keep.insert(name);
-                }
-                State::Down { since, .. } => {
-                    let left = patience.saturating_sub(since.elapsed());
-                    if !left.is_zero() {
-                        wanted.keep.insert(name);
-                        wanted.again = Some(wanted.again.map_or(left, |again| again.min(left)));
-                    }
-                }
-                State::Up(_) => {
-                    if let Some(group) =
-                        node.chosen(&template.volume_group).filter(|group| group.serves(template.layout))
-                    {
-                        let published = Published {
-                            class: class.name_any(),
-                            topology: node.topology.clone(),
-                            free: group.total(template.layout),
-                            largest: group.largest(template.layout),
-                        };
-                        wanted.publish.insert(name, published);
-                    }
-                }
-            }
-        }
-    }
-    wanted
-}
 
 /// Whether enough is known for the CSIDriver to do no harm: some node has
 /// reported, and none is still being connected to.
@@ -127,6 +58,20 @@ fn capacity_object(
     published: &Published,
     owner: Option<&OwnerReference>,
 ) -> CSIStorageCapacity {
+    let node_topology = match &published.nodes[..] {
+        [node] => LabelSelector {
+            match_labels: Some(BTreeMap::from([(TOPOLOGY_NODE.to_owned(), node.clone())])),
+            match_expressions: None,
+        },
+        nodes => LabelSelector {
+            match_labels: None,
+            match_expressions: Some(vec![LabelSelectorRequirement {
+                key: TOPOLOGY_NODE.to_owned(),
+                operator: "In".to_owned(),
+                values: Some(nodes.to_vec()),
+            }]),
+        },
+    };
     CSIStorageCapacity {
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
@@ -138,19 +83,33 @@ fn capacity_object(
         storage_class_name: published.class.clone(),
         capacity: Some(quantity(published.free)),
         maximum_volume_size: Some(quantity(published.largest)),
-        node_topology: Some(LabelSelector {
-            match_labels: Some(BTreeMap::from([(TOPOLOGY_NODE.to_owned(), published.topology.clone())])),
-            match_expressions: None,
-        }),
+        node_topology: Some(node_topology),
     }
 }
 
+/// Of its nodes the object's name tells.
 fn says(object: &CSIStorageCapacity, published: &Published) -> bool {
+    room_of(object) == Some(Room { free: published.free, largest: published.largest })
+}
+
+fn room_of(object: &CSIStorageCapacity) -> Option<Room> {
     let bytes = |quantity: &Option<_>| -> Option<u64> {
         let one = quantity.clone().map(|quantity| BTreeMap::from([("storage".to_owned(), quantity)]));
         storage_of(one.as_ref()).ok().flatten()
     };
-    bytes(&object.capacity) == Some(published.free) && bytes(&object.maximum_volume_size) == Some(published.largest)
+    Some(Room { free: bytes(&object.capacity)?, largest: bytes(&object.maximum_volume_size)? })
+}
+
+/// What is said of each node of a class now.
+fn said(there: &BTreeMap<String, Arc<CSIStorageCapacity>>) -> HashMap<(&str, &str), Room> {
+    let mut said = HashMap::new();
+    for object in there.values() {
+        let (Some(topology), Some(room)) = (&object.node_topology, room_of(object)) else { continue };
+        let one = topology.match_labels.iter().flatten().filter(|(key, _)| *key == TOPOLOGY_NODE).map(|(_, node)| node);
+        let many = topology.match_expressions.iter().flatten().flat_map(|one| one.values.iter().flatten());
+        said.extend(one.chain(many).map(|node| ((object.storage_class_name.as_str(), node.as_str()), room)));
+    }
+    said
 }
 
 fn driver_object() -> CSIDriver {
@@ -183,12 +142,14 @@ pub struct Publisher {
     node_objects: Store<Node>,
     classes: Store<StorageClass>,
     patience: Duration,
+    share_from: usize,
 }
 
 impl Publisher {
     /// `owner`: with whom the objects go; `nodes`: fed from the watch that
     /// `node_objects` is of; `patience`: how long a silent node's
-    /// objects stay.
+    /// objects stay; `share_from`: as of [`wanted`].
+    #[allow(clippy::too_many_arguments, reason = "each is another thing")]
     pub fn new(
         client: Client,
         namespace: String,
@@ -197,8 +158,9 @@ impl Publisher {
         node_objects: Store<Node>,
         classes: Store<StorageClass>,
         patience: Duration,
+        share_from: usize,
     ) -> Self {
-        Self { client, namespace, owner, nodes, node_objects, classes, patience }
+        Self { client, namespace, owner, nodes, node_objects, classes, patience, share_from }
     }
 
     /// Works until dropped. `class_changed` tells of changed classes.
@@ -260,10 +222,10 @@ impl Publisher {
         driver_made: &mut bool,
     ) -> Option<Duration> {
         let nodes = self.nodes.views();
-        let wanted = wanted(&self.classes.state(), &nodes, self.patience);
         let mut failed = false;
         let there: BTreeMap<String, Arc<CSIStorageCapacity>> =
             objects.state().into_iter().map(|object| (object.name_any(), object)).collect();
+        let wanted = wanted(&self.classes.state(), &nodes, self.patience, self.share_from, &said(&there));
         written.retain(|_, (_, at)| at.elapsed() < WATCH_LAG);
         let (mut new, mut awaited) = (Vec::new(), false);
         for (name, published) in &wanted.publish {
@@ -284,8 +246,12 @@ impl Publisher {
             }
         }
         drop(writes);
-        for name in there.keys() {
-            if wanted.publish.contains_key(name) || wanted.keep.contains(name) {
+        for (name, object) in &there {
+            let class = &object.storage_class_name;
+            let keep = || wanted.keep.contains(name) || wanted.keep_all_of.contains(class);
+            // What takes the place of a shared one comes first, or its nodes would be refused meanwhile.
+            let awaits = || failed && wanted.shared.contains(class);
+            if wanted.publish.contains_key(name) || keep() || awaits() {
                 continue;
             }
             match api.delete(name, &DeleteParams::default()).await {
@@ -318,7 +284,11 @@ impl Publisher {
     ) -> Option<(String, Published)> {
         let object = capacity_object(&name, &self.namespace, &published, self.owner.as_ref());
         let apply = PatchParams::apply(FIELD_MANAGER).force();
-        let Published { class, topology: node, free, .. } = &published;
+        let Published { class, nodes, free, .. } = &published;
+        let node = match &nodes[..] {
+            [node] => node.clone(),
+            nodes => format!("{} nodes", nodes.len()),
+        };
         match api.patch(&name, &apply, &Patch::Apply(&object)).await {
             Ok(_) => {
                 debug!(class, node, free, "published");
@@ -356,23 +326,12 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(30);
 
-    fn class(name: &str, group: &str) -> Arc<StorageClass> {
-        let class = json!({
-            "metadata": {"name": name},
-            "provisioner": DRIVER,
-            "parameters": {"volumeGroup": group},
-            "volumeBindingMode": "WaitForFirstConsumer",
-        });
-        Arc::new(serde_json::from_value(class).unwrap())
-    }
-
     fn node(name: &str, state: State) -> View {
         View::of(name, state)
     }
 
-    fn up(name: &str, group: &str, free: u64) -> View {
-        let group = Group::of(group, 1 << 40, free, 4 << 20);
-        node(name, State::Up(vec![group]))
+    fn up(name: &str) -> View {
+        node(name, State::Up(vec![Group::of("vg0", 1 << 40, 1, 4 << 20)]))
     }
 
     fn down(name: &str, ago: Duration) -> View {
@@ -380,85 +339,17 @@ mod tests {
     }
 
     #[test]
-    fn one_object_for_each_class_and_node_with_its_group() {
-        let classes = [class("fast", "vg0"), class("slow", "hdd")];
-        let nodes = [up("a", "vg0", 5 << 30), up("b", "vg0", 1), up("c", "hdd", 0)];
-        let wanted = wanted(&classes, &nodes, PATIENCE);
-        let published: Vec<_> = wanted
-            .publish
-            .values()
-            .map(|one| (one.class.as_str(), one.topology.as_str(), one.free, one.largest))
-            .collect::<BTreeSet<_>>()
-            .into_iter()
-            .collect();
-        assert_eq!(published, [("fast", "a", 5 << 30, 5 << 30), ("fast", "b", 1, 0), ("slow", "c", 0, 0)]);
-        assert!(wanted.keep.is_empty() && wanted.again.is_none());
-    }
-
-    #[test]
-    fn a_node_that_the_class_does_not_allow_has_no_object_whatever_its_state() {
-        let mut zoned = (*class("zoned", "vg0")).clone();
-        zoned.allowed_topologies = serde_json::from_value(json!([
-            {"matchLabelExpressions": [{"key": "zone", "values": ["a"]}]},
-        ]))
-        .unwrap();
-        let classes = [class("fast", "vg0"), Arc::new(zoned)];
-        let in_zone = |zone: &str, view: View| {
-            let labels = Arc::new(BTreeMap::from([("zone".to_owned(), zone.to_owned())]));
-            View { labels, ..view }
-        };
-        let nodes = [
-            in_zone("a", up("a", "vg0", 1)),
-            in_zone("b", up("b", "vg0", 1)),
-            in_zone("b", node("new", State::Connecting)),
-            in_zone("b", down("late", Duration::ZERO)),
-            up("c", "vg0", 1),
-        ];
-        let wanted = wanted(&classes, &nodes, PATIENCE);
-        let of =
-            |class: &str| wanted.publish.values().filter(|one| one.class == class).map(|one| &*one.topology).collect();
-        let (fast, zoned): (BTreeSet<&str>, BTreeSet<&str>) = (of("fast"), of("zoned"));
-        assert_eq!((fast, zoned), (BTreeSet::from(["a", "b", "c"]), BTreeSet::from(["a"])));
-        assert_eq!(wanted.keep, ["new", "late"].map(|node| object_name("fast", node)).into());
-    }
-
-    #[test]
-    fn classes_that_are_not_ours_or_cannot_be_served_are_not_published() {
-        let mut foreign = (*class("other", "vg0")).clone();
-        foreign.provisioner = "example.com/other".into();
-        let mut immediate = (*class("now", "vg0")).clone();
-        immediate.volume_binding_mode = None;
-        let classes = [Arc::new(foreign), Arc::new(immediate)];
-        assert_eq!(wanted(&classes, &[up("a", "vg0", 1)], PATIENCE), Wanted::default());
-    }
-
-    #[test]
-    fn a_silent_nodes_objects_stay_for_a_while() {
-        let classes = [class("fast", "vg0")];
-        let nodes = [
-            node("new", State::Connecting),
-            down("late", Duration::from_secs(10)),
-            down("lost", Duration::from_secs(31)),
-        ];
-        let wanted = wanted(&classes, &nodes, PATIENCE);
-        assert!(wanted.publish.is_empty());
-        let kept: BTreeSet<_> = ["new", "late"].map(|node| object_name("fast", node)).into();
-        assert_eq!(wanted.keep, kept);
-        let again = wanted.again.unwrap();
-        assert!(again > Duration::from_secs(15) && again <= Duration::from_secs(20), "{again:?}");
-    }
-
-    #[test]
     fn the_driver_waits_for_the_first_capacities() {
         assert!(!settled::<View>(&[]));
         assert!(!settled(&[down("a", PATIENCE)]));
-        assert!(!settled(&[up("a", "vg0", 1), node("b", State::Connecting)]));
-        assert!(settled(&[up("a", "vg0", 1), down("b", Duration::ZERO)]));
+        assert!(!settled(&[up("a"), node("b", State::Connecting)]));
+        assert!(settled(&[up("a"), down("b", Duration::ZERO)]));
     }
 
     #[test]
     fn both_sizes_are_always_there() {
-        let published = Published { class: "fast".into(), topology: "a".into(), free: (8 << 20) + 5, largest: 8 << 20 };
+        let published =
+            Published { class: "fast".into(), nodes: vec!["a".into()], free: (8 << 20) + 5, largest: 8 << 20 };
         let object = capacity_object("x", "ns", &published, None);
         assert!(says(&object, &published));
         let object = serde_json::to_value(object).unwrap();
@@ -466,13 +357,6 @@ mod tests {
         assert_eq!(object["maximumVolumeSize"], "8Mi");
         assert_eq!(object["nodeTopology"]["matchLabels"], json!({"topology.lvprov.io/node": "a"}));
         assert_eq!(object["metadata"]["ownerReferences"], Value::Null);
-    }
-
-    #[test]
-    fn names_of_objects_fit_and_differ() {
-        let long = object_name(&"c".repeat(253), &"n".repeat(63));
-        assert!(long.len() < 63);
-        assert_ne!(object_name("a", "bc"), object_name("ab", "c"));
     }
 
     #[test]
