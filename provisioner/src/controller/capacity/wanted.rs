@@ -2,7 +2,7 @@
 //!
 //! For each pod the scheduler goes, for each node that it looks at, through all
 //! capacities, and makes a selector of each: with 5,000 nodes and an object for
-//! each of them that took half a minute. So where there are many nodes, those
+//! each of them that took more than five seconds. So where there are many nodes, those
 //! of about the same room share an object. Its nodes can never be changed, so
 //! that a node that comes into another group costs new objects for both.
 
