@@ -181,7 +181,7 @@ const MIRRORED: [(Operation, Source, &[&str]); 3] = [
 ];
 
 /// Each operation, and each process that takes part in it, at least once.
-const ALWAYS: [&str; 20] = [
+const ALWAYS: [&str; 19] = [
     "create flexvolume lvcreate-after end",
     "create flexvolume create-after end",
     "create flexvolume mark-after cut",
@@ -201,7 +201,6 @@ const ALWAYS: [&str; 20] = [
     "deletesnapshot csi snapshot-delete-call-after end",
     "clone csi copy-piece cut",
     "clone csi zeroed-after end",
-    "import flexvolume adopt-tagged cut",
 ];
 
 /// The whole matrix.
