@@ -12,7 +12,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::controller::queue::Action;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::PostParams;
@@ -32,6 +31,7 @@ use super::growth;
 use super::names::{SELECTED_NODE, STORAGE_PROVISIONER, volume_of};
 use super::nodes::{Reached, State, View};
 use super::placement::{self, Fit};
+use super::queue::Action;
 use super::validate::{GroupChoice, Refusal, Request, class_name, validate};
 use super::volume::{Made, Place, build, place_of};
 use crate::names::DRIVER;

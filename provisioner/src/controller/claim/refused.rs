@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use crate::controller::queue::Action;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt};
@@ -17,6 +16,7 @@ use crate::controller::error::{Doing, Error, Row, is_conflict, is_not_found};
 use crate::controller::events::Reason;
 use crate::controller::names::SELECTED_NODE;
 use crate::controller::nodes::{explain, sent_by_node};
+use crate::controller::queue::Action;
 
 /// Between attempts, where the next may well succeed.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);

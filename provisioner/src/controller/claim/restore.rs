@@ -9,7 +9,6 @@
 
 use std::time::Duration;
 
-use crate::controller::queue::Action;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::ResourceExt;
@@ -22,6 +21,7 @@ use crate::controller::context::Context;
 use crate::controller::error::{Error, Row};
 use crate::controller::events::Reason;
 use crate::controller::nodes::{State, Unreached, explain, sent_by_node};
+use crate::controller::queue::Action;
 use crate::controller::snapshot;
 use crate::controller::validate::{Data, Request};
 

@@ -12,7 +12,6 @@
 
 use std::time::Duration;
 
-use crate::controller::queue::Action;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::ResourceExt;
 use lvm::fault;
@@ -30,6 +29,7 @@ use crate::controller::events::Reason;
 use crate::controller::names::{PRE_RESIZE_CAPACITY, STORAGE, STORAGE_RESIZER};
 use crate::controller::nodes::{call_to, explain, sent_by_node};
 use crate::controller::quantity::{quantity, storage, storage_of};
+use crate::controller::queue::Action;
 use crate::controller::snapshot;
 use crate::controller::volume::Place;
 use crate::names::DRIVER;

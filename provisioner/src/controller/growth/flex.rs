@@ -11,7 +11,6 @@
 //! even the lowest one may take an extent that is not there: then the growth
 //! is ended, and the claim goes on with a request above its capacity.
 
-use crate::controller::queue::Action;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::ResourceExt;
 use lvm::size::human;
@@ -25,6 +24,7 @@ use crate::controller::events::Reason;
 use crate::controller::names::{GROWTH_ENDED, PRE_RESIZE_CAPACITY, STORAGE};
 use crate::controller::nodes::Group;
 use crate::controller::quantity::{storage, storage_of};
+use crate::controller::queue::Action;
 
 /// What a growth needs from us.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,7 +11,6 @@ mod flex;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::controller::queue::Action;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -28,6 +27,7 @@ use super::names::{GROWTH_ENDED, PRE_RESIZE_CAPACITY, STORAGE};
 use super::nodes::{Group, News};
 use super::objects::Objects;
 use super::quantity::storage_of;
+use super::queue::Action;
 use super::validate::Source;
 use super::volume::{Place, layout_of, place_of, source_of};
 

@@ -1,8 +1,8 @@
 //! Claims with a selected node.
 
 use super::super::claim::reconcile;
+use super::super::queue::Action;
 use super::*;
-use crate::controller::queue::Action;
 use tonic::Status;
 
 /// Until a claim whose PV should be bound soon is looked at again.

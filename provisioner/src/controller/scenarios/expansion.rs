@@ -3,8 +3,8 @@
 use super::super::claim::reconcile;
 use super::super::growth;
 use super::super::nodes::News;
+use super::super::queue::Action;
 use super::*;
-use crate::controller::queue::Action;
 use kube::runtime::reflector::ObjectRef;
 use tonic::Status;
 

@@ -2,10 +2,10 @@
 
 use super::super::leftovers;
 use super::super::nodes::News;
+use super::super::queue::Action;
 use super::super::snapshot::{reconcile, triggers, watch};
 use super::super::volume_triggers;
 use super::*;
-use crate::controller::queue::Action;
 use futures::StreamExt;
 use kube::runtime::reflector::ObjectRef;
 use tonic::Status;

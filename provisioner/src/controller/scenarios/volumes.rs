@@ -1,8 +1,8 @@
 //! PersistentVolumes whose claims have gone.
 
+use super::super::queue::Action;
 use super::super::volume::reconcile;
 use super::*;
-use crate::controller::queue::Action;
 use tonic::Status;
 
 fn path() -> String {

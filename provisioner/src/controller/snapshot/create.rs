@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use crate::controller::queue::Action;
 use kube::api::Api;
 use kube::{Resource, ResourceExt};
 use lvm::fault;
@@ -15,6 +14,7 @@ use super::{CALL_TIMEOUT, Failed, SOON, Silent, ask, note_creation, record, volu
 use crate::controller::context::Context;
 use crate::controller::error::{Doing, Error, Row};
 use crate::controller::nodes::call_to;
+use crate::controller::queue::Action;
 use crate::controller::volume::Place;
 use crate::names::parameters;
 

@@ -1,6 +1,5 @@
 //! A snapshot goes.
 
-use crate::controller::queue::Action;
 use kube::{Api, ResourceExt};
 use lvm::fault;
 use lvprov_proto::csi::DeleteSnapshotRequest;
@@ -16,6 +15,7 @@ use crate::controller::context::Context;
 use crate::controller::error::{Doing, Error, Row, is_not_found};
 use crate::controller::events::Reason;
 use crate::controller::nodes::{call_to, explain};
+use crate::controller::queue::Action;
 
 /// Has the node remove the snapshot of a content, and lets the content go.
 pub(super) async fn remove(content: &VolumeSnapshotContent, ctx: &Context) -> Result<Action, Error> {

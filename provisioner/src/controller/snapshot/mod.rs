@@ -17,7 +17,6 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::controller::queue::Action;
 use futures::stream::{self, Stream, StreamExt};
 use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::api::{Patch, PatchParams};
@@ -33,6 +32,7 @@ use super::context::Context;
 use super::error::{Doing, Error, Row, is_conflict, is_not_found};
 use super::events::Reason;
 use super::nodes::{News, Reached, State, explain, sent_by_node};
+use super::queue::Action;
 use super::validate::Source;
 use super::volume::{Place, place_of, source_of};
 pub use record::check;

@@ -1,6 +1,5 @@
 //! What the content, and its VolumeSnapshot, say of a snapshot.
 
-use crate::controller::queue::Action;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams};
@@ -18,6 +17,7 @@ use crate::controller::context::Context;
 use crate::controller::error::{Doing, Error, Row};
 use crate::controller::events::Reason;
 use crate::controller::nodes::call_to;
+use crate::controller::queue::Action;
 use crate::controller::volume::Place;
 
 /// A snapshot, as its node tells of it.

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::controller::queue::Action;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Resource, ResourceExt};
@@ -21,6 +20,7 @@ use crate::controller::error::{Doing, Error, Row, is_conflict, is_not_found};
 use crate::controller::events::Reason;
 use crate::controller::names::PV_FINALIZER;
 use crate::controller::nodes::{State, call_to, explain};
+use crate::controller::queue::Action;
 use crate::controller::snapshot;
 
 /// For one call that removes a logical volume.
