@@ -130,8 +130,8 @@ impl<K: Kept> Objects<K> {
                 None
             }
             Event::InitApply(object) => {
-                let (object_ref, live) = (ObjectRef::from_obj(&object), object.is_live());
-                (self.put(object) || live).then_some(object_ref)
+                let object_ref = ObjectRef::from_obj(&object);
+                self.put(object).then_some(object_ref)
             }
             Event::InitDone => {
                 self.write(|table| {
@@ -159,7 +159,7 @@ impl<K: Kept> Objects<K> {
         }
     }
 
-    /// Whether there was another object of the name, or another version of it.
+    /// Whether it is live, or another version than there was.
     fn put(&self, mut object: K) -> bool {
         object.slim();
         let key = key(&ObjectRef::from_obj(&object)).into_boxed_str();
@@ -168,13 +168,15 @@ impl<K: Kept> Objects<K> {
             let round = table.round;
             match packed {
                 None => {
-                    let was = table.packed.remove(&key).is_some();
-                    table.live.insert(key, Live { object: Arc::new(object), round }).is_some() || was
+                    table.packed.remove(&key);
+                    table.live.insert(key, Live { object: Arc::new(object), round });
+                    true
                 }
                 Some((bytes, node)) => {
-                    let was = table.live.remove(&key).is_some();
-                    let before = table.packed.insert(key, Packed { bytes: bytes.clone(), node, round });
-                    before.is_some_and(|before| before.bytes != bytes) || was
+                    let was_live = table.live.remove(&key).is_some();
+                    let changed = table.packed.get(&key).is_some_and(|before| before.bytes != bytes);
+                    table.packed.insert(key, Packed { bytes, node, round });
+                    changed || was_live
                 }
             }
         })

@@ -76,12 +76,11 @@ impl Growth {
     /// Reads a claim, and the annotations of its PV; None where the claim has
     /// no sizes to read, or malformed ones.
     pub fn of(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> Option<Self> {
-        let requests = claim.spec.as_ref()?.resources.as_ref()?.requests.as_ref();
         let state = claim.status.as_ref()?;
-        let requested = storage_of(requests).ok()??;
+        let (requested, has) = sizes(claim)?;
         Some(Self {
             requested,
-            has: storage_of(state.capacity.as_ref()).ok()??,
+            has,
             allocated: storage_of(state.allocated_resources.as_ref()).ok()?,
             status: status_of(claim).to_owned(),
             failed: condition_of(claim, condition::NODE_ERROR).is_some(),
@@ -220,12 +219,14 @@ fn waiting_on(node: Option<&str>, ctx: &Context) -> Vec<ObjectRef<PersistentVolu
 
 /// Whether a bound claim grows, or should.
 pub fn is_under_way(claim: &PersistentVolumeClaim) -> bool {
-    let asks = || {
-        let requests = claim.spec.as_ref()?.resources.as_ref()?.requests.as_ref();
-        let has = claim.status.as_ref()?.capacity.as_ref();
-        Some(storage_of(requests).ok()?? > storage_of(has).ok()??)
-    };
-    !status_of(claim).is_empty() || asks().unwrap_or_default()
+    !status_of(claim).is_empty() || sizes(claim).is_some_and(|(requested, has)| requested > has)
+}
+
+/// What a claim asks for, and what its volume is known to have.
+fn sizes(claim: &PersistentVolumeClaim) -> Option<(u64, u64)> {
+    let requests = claim.spec.as_ref()?.resources.as_ref()?.requests.as_ref();
+    let has = claim.status.as_ref()?.capacity.as_ref();
+    Some((storage_of(requests).ok()??, storage_of(has).ok()??))
 }
 
 /// The claims whose growth has ended, or so it seems, and has left something on

@@ -313,7 +313,7 @@ impl Nodes {
     /// # Errors
     /// When its service does not answer, or there is none.
     pub fn reach(&self, name: &str) -> Result<Reached, Unreached> {
-        self.reached(name, self.table().get(name))
+        self.reached(self.table().get(name))
     }
 
     /// How to call the node, where its own report has shown that it is the one
@@ -327,11 +327,11 @@ impl Nodes {
             Some(entry) if entry.view.state == State::Connecting => {
                 Err(Unreached { since: Duration::ZERO, why: "it has not reported yet".to_owned() })
             }
-            entry => self.reached(name, entry),
+            entry => self.reached(entry),
         }
     }
 
-    fn reached(&self, name: &str, entry: Option<&Entry>) -> Result<Reached, Unreached> {
+    fn reached(&self, entry: Option<&Entry>) -> Result<Reached, Unreached> {
         let entry = entry.ok_or_else(|| Unreached {
             since: Duration::ZERO,
             why: format!(
@@ -342,7 +342,7 @@ impl Nodes {
             State::Down { since, why } => Err(Unreached { since: since.elapsed(), why: why.clone() }),
             State::Connecting | State::Up(_) => {
                 let channel = self
-                    .channel(name, entry.address)
+                    .channel(&entry.view.name, entry.address)
                     .map_err(|error| Unreached { since: Duration::ZERO, why: with_causes(&error) })?;
                 Ok(Reached { channel, topology: entry.view.topology.clone() })
             }
@@ -387,8 +387,9 @@ impl Nodes {
             && entry.view.topology == topology
             && entry.address == address
         {
-            let view = Arc::make_mut(&mut entry.view);
-            if view.cordoned != cordoned || *view.labels != *node.labels() {
+            // Mostly a heartbeat: nothing is copied for that.
+            if entry.view.cordoned != cordoned || *entry.view.labels != *node.labels() {
+                let view = Arc::make_mut(&mut entry.view);
                 view.cordoned = cordoned;
                 view.labels = Arc::new(node.labels().clone());
                 drop(table);
