@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use lvprov_tests::Test;
-use lvprov_tests::objects::{LONG, Space, class, eventually, lvprov, text, volumes_on};
+use lvprov_tests::objects::{IDLE, LONG, Space, class, eventually, lvprov, text, volumes_on};
 use xtask::testbed::Cluster;
 
 pub const TESTS: [Test<Cluster>; 1] = [("loss::a_lost_nodes_claims_are_made_anew_elsewhere", lost)];
@@ -29,12 +29,13 @@ fn lost(cluster: &Cluster) -> Result<()> {
     let space = Space::new(cluster, "loss")?;
     cluster.kubectl(["cordon", &stays])?;
     cluster.apply(
-        "{apiVersion: apps/v1, kind: StatefulSet, metadata: {name: set, namespace: loss}, spec: {replicas: 1, \
+        &"{apiVersion: apps/v1, kind: StatefulSet, metadata: {name: set, namespace: loss}, spec: {replicas: 1, \
          serviceName: set, selector: {matchLabels: {app: set}}, \
          template: {metadata: {labels: {app: set}}, spec: {terminationGracePeriodSeconds: 1, containers: [{name: c, \
-         image: 'lvprov.io/busybox:latest', imagePullPolicy: Never, command: [sleep, '100000'], \
+         image: 'lvprov.io/busybox:latest', imagePullPolicy: Never, command: {IDLE}, \
          volumeMounts: [{name: data, mountPath: /v0}]}]}}, volumeClaimTemplates: [{metadata: {name: data}, spec: \
-         {accessModes: [ReadWriteOnce], storageClassName: recreate, resources: {requests: {storage: 320Mi}}}}]}}",
+         {accessModes: [ReadWriteOnce], storageClassName: recreate, resources: {requests: {storage: 320Mi}}}}]}}"
+            .replace("{IDLE}", IDLE),
     )?;
     space.wait("pod/set-0", "create")?;
     space.ready("set-0")?;

@@ -181,26 +181,21 @@ const MIRRORED: [(Operation, Source, &[&str]); 3] = [
 ];
 
 /// Each operation, and each process that takes part in it, at least once.
-const ALWAYS: [&str; 19] = [
+const ALWAYS: [&str; 14] = [
     "create flexvolume lvcreate-after end",
-    "create flexvolume create-after end",
     "create flexvolume mark-after cut",
     "abandon flexvolume create-after end",
     "create csi raid1 lvcreate-during cut",
-    "grow csi raid1 lvextend-during cut",
-    "delete flexvolume lvremove-after end",
     "delete flexvolume pv-delete-after end",
     "mount flexvolume mkfs-after end",
     "unmount csi unmount-before end",
     "grow csi expand-after end",
     "log flexvolume untag-before end",
-    "block csi wipe-piece end",
     "growblock csi hand-on-between end",
     "trash flexvolume wipe-piece cut",
     "snapshot csi snapshot-after cut",
     "deletesnapshot csi snapshot-delete-call-after end",
     "clone csi copy-piece cut",
-    "clone csi zeroed-after end",
 ];
 
 /// The whole matrix.

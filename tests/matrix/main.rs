@@ -33,7 +33,7 @@ const SMALL: &str = "320Mi";
 const LARGE: &str = "640Mi";
 
 fn main() {
-    lvprov_tests::run(&TESTS, start)
+    lvprov_tests::run(&TESTS, &[], start)
 }
 
 fn start() -> Result<Cluster> {
@@ -80,7 +80,7 @@ fn shipped_binaries_have_no_fault_points() -> Result<()> {
 
 fn matrix(cluster: &Cluster) -> Result<()> {
     let words = std::env::var("LVPROV_CASE").unwrap_or_default();
-    let full = std::env::var_os("LVPROV_FULL").is_some() || !words.is_empty();
+    let full = lvprov_tests::full() || !words.is_empty();
     let cases: Vec<Case> = cases::all()
         .into_iter()
         .filter(|case| {

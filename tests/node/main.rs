@@ -31,6 +31,13 @@ use xtask::testbed::{Node, NodeOptions};
 /// Where the node's children are written down.
 const COMMANDS: &str = "/run/lvprov-commands.log";
 
+/// What others show as well, and in less time.
+const ONLY_FULL: [&str; 2] = [
+    // The matrix cuts copies off in a cluster.
+    "snapshots::a_copy_that_was_cut_off_goes_on",
+    "shell::killed_service_or_lvm_leaves_no_lock",
+];
+
 fn main() {
     let mut tests: Vec<Test<Node>> = Vec::new();
     tests.extend(adopt::TESTS);
@@ -56,7 +63,7 @@ fn main() {
     tests.extend(storm::TESTS);
     tests.extend(trash::TESTS);
     tests.extend(trouble::TESTS);
-    lvprov_tests::run(&tests, || {
+    lvprov_tests::run(&tests, &ONLY_FULL, || {
         // Sparse: the tests leave their volumes behind.
         let options = NodeOptions { disks_gib: vec![100], spare_disks_gib: vec![1; 4], ..NodeOptions::default() };
         let node = Node::boot_with(options)?;

@@ -10,7 +10,7 @@ use xtask::testbed::Node;
 pub const TESTS: [Test<Node>; 1] = [("storm::twenty_pods_come_and_go_at_once_for_many_rounds", storm)];
 
 /// Rounds where LVPROV_ROUNDS does not say; a process costs 30 ms here.
-const ROUNDS: usize = 15;
+const ROUNDS: usize = 8;
 /// A thousand rounds take their time.
 const LIMIT: Duration = Duration::from_secs(3 * 3600);
 

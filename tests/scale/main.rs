@@ -9,7 +9,7 @@ use xtask::setup::binaries::Profile;
 const TESTS: [Test<()>; 1] = [("scale::few_requests_and_only_pages_whatever_there_is", few_requests)];
 
 fn main() {
-    lvprov_tests::run(&TESTS, || Ok(()))
+    lvprov_tests::run(&TESTS, &[], || Ok(()))
 }
 
 fn few_requests((): &()) -> Result<()> {

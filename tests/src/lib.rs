@@ -17,16 +17,30 @@ pub fn enabled() -> bool {
     std::env::var_os("LVPROV_TESTBED").is_some()
 }
 
+/// Whether what is otherwise left out or cut short is to run as a whole.
+pub fn full() -> bool {
+    std::env::var_os("LVPROV_FULL").is_some()
+}
+
 /// Runs tests on something that they share and that is made once, on the main
 /// thread, when there is anything to run. Ends the process.
-pub fn run<T: Send + Sync + 'static>(tests: &[Test<T>], make: impl FnOnce() -> Result<T>) -> ! {
+///
+/// `only_full`: names of those that repeat much of another one, or take their time.
+/// They show as ignored unless everything is to run, or somebody asks for tests
+/// by name.
+pub fn run<T: Send + Sync + 'static>(tests: &[Test<T>], only_full: &[&str], make: impl FnOnce() -> Result<T>) -> ! {
+    for name in only_full {
+        assert!(tests.iter().any(|(known, _)| known == name), "{name} is no test");
+    }
     let mut arguments = Arguments::from_args();
+    let everything = full() || arguments.filter.is_some();
+    let ignored = |name: &str| !enabled() || (!everything && only_full.contains(&name));
     let wanted = |name: &str| match &arguments.filter {
         Some(filter) if arguments.exact => name == filter,
         Some(filter) => name.contains(filter.as_str()),
         None => true,
     };
-    let any = !arguments.list && enabled() && tests.iter().any(|(name, _)| wanted(name));
+    let any = !arguments.list && tests.iter().any(|(name, _)| wanted(name) && !ignored(name));
     let shared = if any {
         match make() {
             Ok(shared) => Some(Arc::new(shared)),
@@ -52,7 +66,7 @@ pub fn run<T: Send + Sync + 'static>(tests: &[Test<T>], make: impl FnOnce() -> R
                     format!("{error:#}").into()
                 })
             })
-            .with_ignored_flag(!enabled())
+            .with_ignored_flag(ignored(name))
         })
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);

@@ -7,6 +7,9 @@ use xtask::testbed::Cluster;
 
 /// Long enough for anything on a busy machine of two cores.
 pub const LONG: Duration = Duration::from_secs(240);
+/// Command of a container that does nothing and ends when it is told to, which
+/// the first process of a container only does where it says so.
+pub const IDLE: &str = "[sh, -c, 'trap exit TERM; sleep 100000 & wait']";
 
 /// Through what kubelet mounts the volumes of a class: a class's parameter, for
 /// tests that are to hold for both.
@@ -118,7 +121,7 @@ impl<'a> Space<'a> {
         Ok(text(&content, "/status/snapshotHandle").to_owned())
     }
 
-    /// A pod that sleeps, with volumes in flow style: `persistentVolumeClaim:
+    /// A pod that does nothing, with volumes in flow style: `persistentVolumeClaim:
     /// {claimName: a}`, each mounted at /v0, /v1, …
     pub fn pod(&self, name: &str, node: Option<&str>, volumes: &[String]) -> Result<()> {
         self.cluster.apply(&self.pod_yaml(name, node, volumes))?;
@@ -133,7 +136,7 @@ impl<'a> Space<'a> {
         format!(
             "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: {ns}}}, spec: {{{selector}\
              terminationGracePeriodSeconds: 1, containers: [{{name: c, image: 'lvprov.io/busybox:latest', \
-             imagePullPolicy: Never, command: [sleep, '100000'], volumeMounts: [{mounts}]}}], volumes: [{list}]}}}}",
+             imagePullPolicy: Never, command: {IDLE}, volumeMounts: [{mounts}]}}], volumes: [{list}]}}}}",
             ns = self.name,
             mounts = mounts.join(", "),
             list = list.join(", ")

@@ -3,7 +3,7 @@
 use super::{choose, has_finalizer, settled, wait_capacity};
 use crate::COMMANDS;
 use anyhow::{Context, Result, ensure};
-use lvprov_tests::objects::{LONG, Source, Space, class, eventually, text, volume_size, volumes_on};
+use lvprov_tests::objects::{IDLE, LONG, Source, Space, class, eventually, text, volume_size, volumes_on};
 use xtask::testbed::Cluster;
 
 const SMALL: u64 = 320 << 20;
@@ -81,13 +81,14 @@ pub fn ephemeral(cluster: &Cluster) -> Result<()> {
 pub fn retention(cluster: &Cluster) -> Result<()> {
     let space = Space::new(cluster, "retention")?;
     cluster.apply(
-        "{apiVersion: apps/v1, kind: StatefulSet, metadata: {name: set, namespace: retention}, spec: {replicas: 2, \
+        &"{apiVersion: apps/v1, kind: StatefulSet, metadata: {name: set, namespace: retention}, spec: {replicas: 2, \
          serviceName: set, podManagementPolicy: Parallel, selector: {matchLabels: {app: set}}, \
          persistentVolumeClaimRetentionPolicy: {whenScaled: Retain, whenDeleted: Delete}, \
          template: {metadata: {labels: {app: set}}, spec: {terminationGracePeriodSeconds: 1, containers: [{name: c, \
-         image: 'lvprov.io/busybox:latest', imagePullPolicy: Never, command: [sleep, '100000'], \
+         image: 'lvprov.io/busybox:latest', imagePullPolicy: Never, command: {IDLE}, \
          volumeMounts: [{name: data, mountPath: /v0}]}]}}, volumeClaimTemplates: [{metadata: {name: data}, spec: \
-         {accessModes: [ReadWriteOnce], storageClassName: xfs, resources: {requests: {storage: 320Mi}}}}]}}",
+         {accessModes: [ReadWriteOnce], storageClassName: xfs, resources: {requests: {storage: 320Mi}}}}]}}"
+            .replace("{IDLE}", IDLE),
     )?;
     let scale = |replicas: u8| space.kubectl(&["scale", "statefulset", "set", &format!("--replicas={replicas}")]);
     space.wait("pod/set-1", "create")?;

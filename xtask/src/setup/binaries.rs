@@ -33,7 +33,7 @@ impl Profile {
     }
 }
 
-/// A target directory of its own: what is built with another feature must not take the place of what is shipped.
+/// A directory of its own: what is built with another feature must not take the place of what is shipped.
 fn faults() -> PathBuf {
     paths::target().join("faults")
 }
@@ -51,9 +51,10 @@ pub fn directory(profile: Profile) -> PathBuf {
 pub fn build(profile: Profile) -> Result<PathBuf> {
     let packages: &[&str] = match profile {
         // All at once, so that tests find everything compiled with the same features.
-        Profile::Debug => &["--workspace"],
+        Profile::Debug => &["--workspace", "--bins"],
+        Profile::Faults => &["--workspace", "--bin", "lvprov", "--bin", "lvprov-node", "--bin", "lvprov-flexvolume"],
         // Nothing but what each program asks for.
-        Profile::Release | Profile::Faults => &["--package", "lvprov", "--package", "lvprov-flexvolume"],
+        Profile::Release => &["--package", "lvprov", "--package", "lvprov-flexvolume", "--bins"],
     };
     run(profile, packages)
 }
@@ -63,16 +64,20 @@ pub fn build(profile: Profile) -> Result<PathBuf> {
 /// # Errors
 /// When cargo does; its output goes to standard error.
 pub fn build_driver(profile: Profile) -> Result<PathBuf> {
-    run(profile, &["--package", "lvprov-flexvolume"])
+    run(profile, &["--package", "lvprov-flexvolume", "--bins"])
 }
 
 fn run(profile: Profile, packages: &[&str]) -> Result<PathBuf> {
     let mut cargo = cargo();
-    cargo.args(["build", "--quiet", "--bins"]).args(packages).stdout(io::stderr());
+    cargo.args(["build", "--quiet"]).args(packages).stdout(io::stderr());
     match profile {
         Profile::Debug => &mut cargo,
         Profile::Release => cargo.arg("--release"),
-        Profile::Faults => cargo.args(["--features", "lvm/fault-points", "--target-dir"]).arg(faults()),
+        // Dependencies are those of the others (Cargo reference, build.build-dir).
+        Profile::Faults => cargo
+            .args(["--features", "lvm/fault-points", "--target-dir"])
+            .arg(faults())
+            .env("CARGO_BUILD_BUILD_DIR", paths::target()),
     };
     if !cargo.status().context("cannot run cargo")?.success() {
         bail!("the binaries for the nodes do not build; --no-build takes what there is");

@@ -23,7 +23,7 @@ pub const NODE: &[&str] = &[
 ];
 
 /// For a cluster, besides those of a node.
-pub const CLUSTER: &[&str] = &["busybox-static", "containerd", "containernetworking-plugins", "etcd-server", "runc"];
+pub const CLUSTER: &[&str] = &["busybox-static", "containerd", "containernetworking-plugins", "crun", "etcd-server"];
 
 /// For tests, besides those of a cluster.
 pub const TESTS: &[&str] = &["rsyslog"];
