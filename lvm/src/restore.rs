@@ -225,7 +225,12 @@ impl Lvm {
         match there {
             // What is done needs no source any more.
             Some(found) if !found.marks.wiping || (is_copied(&found) && found.active && !found.half_made) => {
-                return Self::found(request, &found);
+                let created = Self::found(request, &found)?;
+                if let (false, Some(origin)) = (created.wiping, &found.marks.origin) {
+                    // Who made it may have ended just before that.
+                    self.forget_clone(origin, &request.owner).map_err(SourceError::from)?;
+                }
+                return Ok(created);
             }
             _ => {}
         }

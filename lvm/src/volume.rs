@@ -807,7 +807,9 @@ impl Lvm {
         crate::data::forget_known(&device(vg, name));
         self.lvremove(&mut lock, vg, name)?;
         drop(lock);
-        if let (Some(origin), Owner::Data(owner), true) = (&marks.origin, &found.owner, marks.wiping) {
+        if let (Some(origin), Owner::Data(owner)) = (&marks.origin, &found.owner)
+            && (marks.wiping || device(&origin.vg, &origin.name).exists())
+        {
             self.forget_clone(origin, owner).map_err(Box::new)?;
         }
         Ok(Deleted::Removed)

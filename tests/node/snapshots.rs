@@ -10,7 +10,7 @@ use serde_json::Value;
 use std::time::{Duration, Instant};
 use xtask::testbed::Node;
 
-pub const TESTS: [Test<Node>; 9] = [
+pub const TESTS: [Test<Node>; 10] = [
     ("snapshots::each_file_system_is_restored_and_cloned_beside_its_original", each_file_system),
     ("snapshots::thin_ones_share_what_they_have", thin),
     ("snapshots::a_raw_device_is_copied_to_its_last_byte", block),
@@ -19,6 +19,7 @@ pub const TESTS: [Test<Node>; 9] = [
     ("snapshots::what_does_not_suit_is_refused_and_nothing_is_left", unfit),
     ("snapshots::a_copy_that_was_cut_off_goes_on", cut_off),
     ("snapshots::a_copy_that_nobody_wants_leaves_nothing", given_up),
+    ("snapshots::what_a_clone_was_copied_from_goes_although_its_maker_ended", left_by_a_clone),
     ("snapshots::the_inventory_shows_them_and_they_are_collected", collected),
 ];
 
@@ -387,6 +388,30 @@ fn given_up(node: &Node) -> Result<()> {
     ensure!(service.ask(&["delete", &id(0xb92)])?["deleted"] == true);
     ensure!(service.ask(&["delete-snapshot", &snapshot_id(0xb90)])?["deleted"] == true);
     ensure!(service.ask(&["delete", &id(0xb90)])?["deleted"] == true);
+    Ok(())
+}
+
+/// The service ended when the clone was whole and its snapshot still there, which then stayed.
+fn left_by_a_clone(node: &Node) -> Result<()> {
+    let service = Service::start(node)?;
+    service.create(&uid(0xbc0))?;
+    let from = ["--volume".to_owned(), id(0xbc0)];
+    let from: Vec<&str> = from.iter().map(String::as_str).collect();
+    ensure!(make(&service, 0xbc1, SIZE, &from)?["bytes"] == SIZE);
+    let clone = format!("clone-{}", uid(0xbc1));
+    let bring_back = || -> Result<()> {
+        service.ask(&["snapshot", &id(0xbc0), &uid(0xbc1), "--size", "25%"])?;
+        node.run(["lvrename", "-qq", "vg0", &format!("snap-{}", uid(0xbc1)), &clone])?;
+        ensure!(names(node, "vg0")?.contains(&clone));
+        Ok(())
+    };
+    bring_back()?;
+    ensure!(make(&service, 0xbc1, SIZE, &from)?["bytes"] == SIZE);
+    ensure!(!names(node, "vg0")?.contains(&clone), "the same call again leaves it");
+    bring_back()?;
+    ensure!(service.ask(&["delete", &id(0xbc1)])?["deleted"] == true);
+    ensure!(!names(node, "vg0")?.contains(&clone), "it is left when the clone goes");
+    ensure!(service.ask(&["delete", &id(0xbc0)])?["deleted"] == true);
     Ok(())
 }
 

@@ -196,7 +196,7 @@ async fn settle(wanted: &Wanted, listed: Option<&DataVolume>, ctx: &Context) -> 
         // It is this PV's volume, or may be: not ours to remove.
         Some(_) => return Ok(true),
     }
-    if ctx.node_objects.get(&ObjectRef::new(&place.topology)).is_none() {
+    if !ctx.node_objects.contains(&ObjectRef::new(&place.topology)) {
         // With its volumes, as far as anybody can know.
         return Ok(true);
     }

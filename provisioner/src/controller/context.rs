@@ -28,7 +28,7 @@ pub struct Context {
     /// The node services.
     pub nodes: Arc<Nodes>,
     /// As watched.
-    pub node_objects: Store<Node>,
+    pub node_objects: Objects<Node>,
     /// As watched.
     pub classes: Store<StorageClass>,
     /// As watched.

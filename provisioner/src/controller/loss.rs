@@ -30,7 +30,6 @@ use super::names::{NODE_LOST_SINCE, ON_NODE_LOSS};
 use super::nodes::News;
 use super::objects::{Kept, NodeTag};
 use super::volume::{Need, Place, give_up, need, place_of};
-use crate::names::TOPOLOGY_NODE;
 use crate::with_causes;
 
 /// Between looks at nodes that are lost.
@@ -134,13 +133,13 @@ fn action(volume: &PersistentVolume) -> Option<Action> {
 /// When the API server cannot be asked, or refuses. Nothing was concluded.
 pub async fn look(ctx: &Context, settings: Settings, pace: &mut Pace) -> Result<Option<Duration>, Error> {
     let mut suspects: BTreeMap<String, Vec<(Arc<PersistentVolume>, Place)>> = BTreeMap::new();
-    let there: HashSet<NodeTag> = ctx.node_objects.state().iter().map(|node| NodeTag::of(&node.name_any())).collect();
+    let there: HashSet<NodeTag> = ctx.node_objects.names().iter().map(|name| NodeTag::of(name)).collect();
     let marked = ctx.volumes.live(|volume| volume.annotations().contains_key(NODE_LOST_SINCE));
     let marked =
         marked.into_iter().filter(|volume| volume.node().is_some_and(|node| there.contains(&NodeTag::of(&node))));
     for volume in ctx.volumes.of_nodes(|node| !there.contains(&node)).into_iter().chain(marked) {
         let Some(place) = place_of(&volume) else { continue };
-        if ctx.node_objects.get(&ObjectRef::new(&place.topology)).is_none() {
+        if !ctx.node_objects.contains(&ObjectRef::new(&place.topology)) {
             suspects.entry(place.topology.clone()).or_default().push((volume, place));
         } else if volume.annotations().contains_key(NODE_LOST_SINCE) {
             info!(volume = volume.name_any(), node = place.topology, "its node is back");
@@ -213,7 +212,7 @@ fn too_many(
 ) -> Option<String> {
     let concerns = |volumes: &Vec<(Arc<PersistentVolume>, Place)>| volumes.iter().any(|(v, _)| action(v).is_some());
     let gone = lost.values().filter(|volumes| concerns(volumes)).count();
-    let there = ctx.node_objects.state().iter().filter(|node| node.labels().contains_key(TOPOLOGY_NODE)).count();
+    let there = ctx.node_objects.of_nodes(|_| true).len();
     let most = ((there + gone) * settings.most_percent / 100).max(1);
     (gone > most).then(|| {
         format!(

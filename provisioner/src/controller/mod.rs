@@ -42,7 +42,7 @@ use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVo
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::runtime::controller::Controller;
-use kube::runtime::reflector::{ObjectRef, Store, store};
+use kube::runtime::reflector::{ObjectRef, store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use tokio::signal::unix::{SignalKind, signal};
@@ -214,10 +214,9 @@ async fn act(args: &Args, client: Client, identity: String) -> Result<(), Contro
     let patience = Duration::from_secs(args.node_patience);
     let nodes = Nodes::new(Some(tls), args.node_port);
 
-    let (node_objects, node_writer) = store::<Node>();
     let (classes, class_writer) = store::<StorageClass>();
     let (class_changed, _) = broadcast::channel(256);
-    let (claims, volumes) = (Objects::default(), Objects::default());
+    let (claims, volumes, node_objects) = (Objects::default(), Objects::default(), Objects::default());
     let (contents, content_writer) = store::<VolumeSnapshotContent>();
     let snapshots = Arc::new(Snapshots::new(contents.clone()));
     let ctx = Arc::new(Context {
@@ -247,22 +246,21 @@ async fn act(args: &Args, client: Client, identity: String) -> Result<(), Contro
     let content_triggers = snapshot::triggers(&ctx);
     let content_watch =
         snapshot::watch(client.clone(), snapshots, snapshot::SELDOM).modify(slim::content).reflect(content_writer);
-    let publisher = capacity::Publisher::new(
-        client.clone(),
-        args.namespace.clone(),
+    let publisher = capacity::Publisher {
+        client: client.clone(),
+        namespace: args.namespace.clone(),
         owner,
-        nodes.clone(),
-        node_objects.clone(),
-        classes.clone(),
+        nodes: nodes.clone(),
+        node_objects: node_objects.clone(),
+        classes: classes.clone(),
         patience,
-        args.capacities_shared_from,
-    );
+        share_from: args.capacities_shared_from,
+    };
     let publishing = publisher.run(class_changed.subscribe());
 
     let node_watch = watcher(Api::<Node>::all(client.clone()), watcher::Config::default())
         .default_backoff()
         .modify(slim::node)
-        .reflect(node_writer)
         .for_each(|event| {
             follow_node(&nodes, &node_objects, event);
             std::future::ready(())
@@ -278,10 +276,10 @@ async fn act(args: &Args, client: Client, identity: String) -> Result<(), Contro
     let work = async {
         // Without classes every claim is somebody else's, without PVs every
         // volume is still to be made.
-        let ready = futures::future::try_join(classes.wait_until_ready(), node_objects.wait_until_ready()).await;
-        if ready.is_err() {
+        if classes.wait_until_ready().await.is_err() {
             return;
         }
+        node_objects.wait_until_ready().await;
         let volumes = queue::run(&volumes, volume_triggers, async |volume: Arc<PersistentVolume>| {
             let done = volume::reconcile(volume.clone(), ctx.clone()).await;
             done.unwrap_or_else(|error| again(&*volume, &error, &ctx))
@@ -366,14 +364,22 @@ async fn owner(args: &Args, client: &Client) -> Result<Option<OwnerReference>, C
 }
 
 /// Takes an event of the node watch to the node services.
-fn follow_node(nodes: &Arc<Nodes>, objects: &Store<Node>, event: watcher::Result<watcher::Event<Node>>) {
+fn follow_node(nodes: &Arc<Nodes>, objects: &Objects<Node>, event: watcher::Result<watcher::Event<Node>>) {
+    let event = match event {
+        Ok(event) => event,
+        Err(error) => {
+            warn!(%error, "cannot watch nodes");
+            return;
+        }
+    };
+    // News of a node come when it is there.
+    objects.take(event.clone());
     match event {
-        Ok(watcher::Event::Apply(node) | watcher::Event::InitApply(node)) => nodes.observe(&node),
-        Ok(watcher::Event::Delete(node)) => nodes.forget(&node.name_any()),
+        watcher::Event::Apply(node) | watcher::Event::InitApply(node) => nodes.observe(&node),
+        watcher::Event::Delete(node) => nodes.forget(&node.name_any()),
         // What went while the watch was broken.
-        Ok(watcher::Event::InitDone) => nodes.retain(|name| objects.get(&ObjectRef::new(name)).is_some()),
-        Ok(watcher::Event::Init) => {}
-        Err(error) => warn!(%error, "cannot watch nodes"),
+        watcher::Event::InitDone => nodes.retain(|name| objects.contains(&ObjectRef::new(name))),
+        watcher::Event::Init => {}
     }
 }
 

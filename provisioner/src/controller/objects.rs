@@ -1,6 +1,6 @@
-//! What the watches of claims and PersistentVolumes have brought.
+//! What the watches of claims, PersistentVolumes and nodes have brought.
 //!
-//! There may be a hundred thousand of each, and for nearly all of them nothing
+//! There may be a hundred thousand of them, and for nearly all of them nothing
 //! is to be done for months. Those are kept packed: as JSON, compressed against
 //! a text that is like all of them, in a tenth of the memory that the object
 //! takes. Those for which something is to be done are kept as they are, so that
@@ -218,6 +218,13 @@ impl<K: Kept> Objects<K> {
         let key = key(object);
         let table = self.read();
         table.live.contains_key(&*key) || table.packed.contains_key(&*key)
+    }
+
+    /// The names of all.
+    pub fn names(&self) -> Vec<String> {
+        let table = self.read();
+        let keys = table.live.keys().chain(table.packed.keys());
+        keys.map(|key| key.rsplit_once('/').map_or(&**key, |(_, name)| name).to_owned()).collect()
     }
 
     /// Those for which something is to be done, and `wanted` holds.

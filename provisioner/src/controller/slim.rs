@@ -47,6 +47,35 @@ pub fn node(node: &mut Node) {
     }
 }
 
+/// Where it is and whether it is cordoned, the node services know.
+impl Kept for Node {
+    fn slim(&mut self) {
+        self.spec = None;
+        self.status = None;
+    }
+
+    fn is_live(&self) -> bool {
+        false
+    }
+
+    fn node(&self) -> Option<String> {
+        self.labels().get(TOPOLOGY_NODE).cloned()
+    }
+
+    fn sample() -> Value {
+        json!({"metadata": {
+            "labels": {
+                "beta.kubernetes.io/arch": "amd64", "beta.kubernetes.io/os": "linux",
+                "failure-domain.beta.kubernetes.io/region": "", "failure-domain.beta.kubernetes.io/zone": "",
+                "kubernetes.io/arch": "amd64", "kubernetes.io/hostname": "", "kubernetes.io/os": "linux",
+                "node.kubernetes.io/instance-type": "", "node-role.kubernetes.io/worker": "",
+                "topology.kubernetes.io/region": "", "topology.kubernetes.io/zone": "", TOPOLOGY_NODE: "",
+            },
+            "name": "", "resourceVersion": "1", "uid": "",
+        }})
+    }
+}
+
 /// A capacity: how much it says of what, under which name.
 pub fn capacity(capacity: &mut CSIStorageCapacity) {
     let metadata = std::mem::take(&mut capacity.metadata);

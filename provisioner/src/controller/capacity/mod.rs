@@ -8,7 +8,6 @@
 
 mod wanted;
 
-use std::borrow::Borrow;
 use std::collections::{BTreeMap, HashMap};
 use std::pin::pin;
 use std::sync::Arc;
@@ -29,11 +28,12 @@ use tracing::{debug, info, warn};
 use super::claim::ClassChanged;
 use super::error::is_not_found;
 use super::names::{FIELD_MANAGER, MANAGED_BY};
-use super::nodes::{Nodes, State, View};
+use super::nodes::Nodes;
+use super::objects::Objects;
 use super::quantity::{quantity, storage_of};
 use super::slim;
 use crate::names::{DRIVER, TOPOLOGY_NODE};
-use wanted::{Published, Room, wanted};
+use wanted::{Published, Room, settled, wanted};
 
 /// How long the watch may take to bring what was written here: writing it once
 /// more for each that it brings would cost the square of their number.
@@ -44,13 +44,6 @@ type Written = HashMap<String, (Published, Instant)>;
 const AT_ONCE: usize = 8;
 /// After a write that failed.
 const RETRY: Duration = Duration::from_secs(5);
-
-/// Whether enough is known for the CSIDriver to do no harm: some node has
-/// reported, and none is still being connected to.
-fn settled<V: Borrow<View>>(nodes: &[V]) -> bool {
-    let states = || nodes.iter().map(|node| &node.borrow().state);
-    states().any(|state| matches!(state, State::Up(_))) && !states().any(|state| *state == State::Connecting)
-}
 
 fn capacity_object(
     name: &str,
@@ -81,15 +74,15 @@ fn capacity_object(
             ..ObjectMeta::default()
         },
         storage_class_name: published.class.clone(),
-        capacity: Some(quantity(published.free)),
-        maximum_volume_size: Some(quantity(published.largest)),
+        capacity: Some(quantity(published.room.free)),
+        maximum_volume_size: Some(quantity(published.room.largest)),
         node_topology: Some(node_topology),
     }
 }
 
 /// Of its nodes the object's name tells.
 fn says(object: &CSIStorageCapacity, published: &Published) -> bool {
-    room_of(object) == Some(Room { free: published.free, largest: published.largest })
+    room_of(object) == Some(published.room)
 }
 
 fn room_of(object: &CSIStorageCapacity) -> Option<Room> {
@@ -135,34 +128,25 @@ fn driver_object() -> CSIDriver {
 
 /// Keeps the objects right.
 pub struct Publisher {
-    client: Client,
-    namespace: String,
-    owner: Option<OwnerReference>,
-    nodes: Arc<Nodes>,
-    node_objects: Store<Node>,
-    classes: Store<StorageClass>,
-    patience: Duration,
-    share_from: usize,
+    /// To the API server.
+    pub client: Client,
+    /// Where the objects are.
+    pub namespace: String,
+    /// With whom they go.
+    pub owner: Option<OwnerReference>,
+    /// Fed from the watch that `node_objects` is of.
+    pub nodes: Arc<Nodes>,
+    /// As watched.
+    pub node_objects: Objects<Node>,
+    /// As watched.
+    pub classes: Store<StorageClass>,
+    /// How long a silent node's objects stay.
+    pub patience: Duration,
+    /// As of [`wanted`].
+    pub share_from: usize,
 }
 
 impl Publisher {
-    /// `owner`: with whom the objects go; `nodes`: fed from the watch that
-    /// `node_objects` is of; `patience`: how long a silent node's
-    /// objects stay; `share_from`: as of [`wanted`].
-    #[allow(clippy::too_many_arguments, reason = "each is another thing")]
-    pub fn new(
-        client: Client,
-        namespace: String,
-        owner: Option<OwnerReference>,
-        nodes: Arc<Nodes>,
-        node_objects: Store<Node>,
-        classes: Store<StorageClass>,
-        patience: Duration,
-        share_from: usize,
-    ) -> Self {
-        Self { client, namespace, owner, nodes, node_objects, classes, patience, share_from }
-    }
-
     /// Works until dropped. `class_changed` tells of changed classes.
     pub async fn run(self, mut class_changed: broadcast::Receiver<ClassChanged>) {
         let api: Api<CSIStorageCapacity> = Api::namespaced(self.client.clone(), &self.namespace);
@@ -174,11 +158,10 @@ impl Publisher {
         let mut news = self.nodes.news();
         // A class or a node that the watches have not brought yet is none that
         // has gone: its objects must not be withdrawn.
-        let mut ready = pin!(futures::future::try_join3(
-            objects.wait_until_ready(),
-            self.classes.wait_until_ready(),
-            self.node_objects.wait_until_ready(),
-        ));
+        let mut ready = pin!(async {
+            self.node_objects.wait_until_ready().await;
+            futures::future::try_join(objects.wait_until_ready(), self.classes.wait_until_ready()).await
+        });
         let mut is_ready = false;
         let mut driver_made = false;
         let mut written = Written::new();
@@ -284,7 +267,7 @@ impl Publisher {
     ) -> Option<(String, Published)> {
         let object = capacity_object(&name, &self.namespace, &published, self.owner.as_ref());
         let apply = PatchParams::apply(FIELD_MANAGER).force();
-        let Published { class, nodes, free, .. } = &published;
+        let Published { class, nodes, room: Room { free, .. } } = &published;
         let node = match &nodes[..] {
             [node] => node.clone(),
             nodes => format!("{} nodes", nodes.len()),
@@ -320,36 +303,16 @@ impl Publisher {
 
 #[cfg(test)]
 mod tests {
-    use super::super::nodes::Group;
     use super::*;
     use serde_json::{Value, json};
 
-    const PATIENCE: Duration = Duration::from_secs(30);
-
-    fn node(name: &str, state: State) -> View {
-        View::of(name, state)
-    }
-
-    fn up(name: &str) -> View {
-        node(name, State::Up(vec![Group::of("vg0", 1 << 40, 1, 4 << 20)]))
-    }
-
-    fn down(name: &str, ago: Duration) -> View {
-        node(name, State::Down { since: Instant::now().checked_sub(ago).unwrap(), why: String::new() })
-    }
-
-    #[test]
-    fn the_driver_waits_for_the_first_capacities() {
-        assert!(!settled::<View>(&[]));
-        assert!(!settled(&[down("a", PATIENCE)]));
-        assert!(!settled(&[up("a"), node("b", State::Connecting)]));
-        assert!(settled(&[up("a"), down("b", Duration::ZERO)]));
-    }
-
     #[test]
     fn both_sizes_are_always_there() {
-        let published =
-            Published { class: "fast".into(), nodes: vec!["a".into()], free: (8 << 20) + 5, largest: 8 << 20 };
+        let published = Published {
+            class: "fast".into(),
+            nodes: vec!["a".into()],
+            room: Room { free: (8 << 20) + 5, largest: 8 << 20 },
+        };
         let object = capacity_object("x", "ns", &published, None);
         assert!(says(&object, &published));
         let object = serde_json::to_value(object).unwrap();

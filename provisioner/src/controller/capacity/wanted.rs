@@ -51,10 +51,8 @@ pub struct Published {
     pub class: String,
     /// Values of the topology label of the nodes that have it, in order.
     pub nodes: Vec<String>,
-    /// As of [`Room`], on each of them.
-    pub free: u64,
-    /// As of [`Room`].
-    pub largest: u64,
+    /// What each of them has, or a little less.
+    pub room: Room,
 }
 
 /// What there should be, by object name.
@@ -70,6 +68,13 @@ pub struct Wanted {
     pub shared: BTreeSet<String>,
     /// When to look again although nothing has happened.
     pub again: Option<Duration>,
+}
+
+/// Whether enough is known for the CSIDriver to do no harm: some node has
+/// reported, and none is still being connected to.
+pub fn settled<V: Borrow<View>>(nodes: &[V]) -> bool {
+    let states = || nodes.iter().map(|node| &node.borrow().state);
+    states().any(|state| matches!(state, State::Up(_))) && !states().any(|state| *state == State::Connecting)
 }
 
 /// The name of an object: classes and nodes have longer names than fit. Always
@@ -137,8 +142,7 @@ pub fn wanted<V: Borrow<View>>(
 
 impl Wanted {
     fn publish(&mut self, class: String, nodes: Vec<String>, room: Room) {
-        let Room { free, largest } = room;
-        self.publish.insert(object_name(&class, &nodes), Published { class, nodes, free, largest });
+        self.publish.insert(object_name(&class, &nodes), Published { class, nodes, room });
     }
 
     fn look_within(&mut self, left: Duration) {
@@ -238,7 +242,7 @@ mod tests {
         let published: Vec<_> = wanted
             .publish
             .values()
-            .map(|one| (one.class.as_str(), one.nodes[0].as_str(), one.free, one.largest))
+            .map(|one| (one.class.as_str(), one.nodes[0].as_str(), one.room.free, one.room.largest))
             .collect::<BTreeSet<_>>()
             .into_iter()
             .collect();
@@ -304,8 +308,11 @@ mod tests {
     }
 
     fn groups(wanted: &Wanted) -> Vec<(Vec<&str>, u64)> {
-        let mut groups: Vec<_> =
-            wanted.publish.values().map(|one| (one.nodes.iter().map(String::as_str).collect(), one.largest)).collect();
+        let mut groups: Vec<_> = wanted
+            .publish
+            .values()
+            .map(|one| (one.nodes.iter().map(String::as_str).collect(), one.room.largest))
+            .collect();
         groups.sort();
         groups
     }
@@ -352,6 +359,14 @@ mod tests {
         let wanted = shared(&connecting, &said);
         assert!(wanted.publish.is_empty() && wanted.keep.is_empty());
         assert_eq!(wanted.keep_all_of, BTreeSet::from(["fast".to_owned()]));
+    }
+
+    #[test]
+    fn the_driver_waits_for_the_first_capacities() {
+        assert!(!settled::<View>(&[]));
+        assert!(!settled(&[down("a", PATIENCE)]));
+        assert!(!settled(&[up("a", "vg0", 1), node("b", State::Connecting)]));
+        assert!(settled(&[up("a", "vg0", 1), down("b", Duration::ZERO)]));
     }
 
     #[test]

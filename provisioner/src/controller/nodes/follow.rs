@@ -31,7 +31,8 @@ const REPLACE_RETRY: Duration = Duration::from_secs(60);
 
 /// What a node says, from its first report on.
 struct Heard {
-    reports: Reports<TlsStream<TcpStream>>,
+    /// Boxed: a future has room for each place that it is moved to.
+    reports: Box<Reports<TlsStream<TcpStream>>>,
     first: CapacityReport,
     certificate: Option<Validity>,
 }
@@ -66,7 +67,7 @@ async fn open(nodes: &Nodes, name: &str, address: IpAddr) -> io::Result<Heard> {
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "it has sent no report of its capacity"))??;
     by(name, &first)?;
-    Ok(Heard { reports, first, certificate })
+    Ok(Heard { reports: Box::new(reports), first, certificate })
 }
 
 /// Takes in reports until the connection breaks; says why. Meanwhile it is

@@ -135,7 +135,7 @@ impl Scene {
             client,
             cluster: "cluster".into(),
             nodes,
-            node_objects: watched::<Node>(world.nodes),
+            node_objects: kept::<Node>(world.nodes),
             classes: watched::<StorageClass>(vec![class(), csi_class()]),
             claims: kept(world.claims),
             volumes: kept(world.volumes),

@@ -28,9 +28,18 @@ where
 async fn a_new_leader_withdraws_no_capacity_before_it_knows_classes_and_nodes() {
     let mut scene = Scene::new(World::default()).await;
     let (classes, mut class_writer) = store::<StorageClass>();
-    let (node_objects, mut node_writer) = store::<Node>();
+    let node_objects = Objects::default();
     let nodes = scene.ctx.nodes.clone();
-    let publisher = Publisher::new(scene.ctx.client.clone(), "ns".into(), None, nodes, node_objects, classes, SOON, 0);
+    let publisher = Publisher {
+        client: scene.ctx.client.clone(),
+        namespace: "ns".into(),
+        owner: None,
+        nodes,
+        node_objects: node_objects.clone(),
+        classes,
+        patience: SOON,
+        share_from: 0,
+    };
     let (changed, _) = broadcast::channel(8);
     let publishing = tokio::spawn(publisher.run(changed.subscribe()));
     let stale = json!({
@@ -48,7 +57,9 @@ async fn a_new_leader_withdraws_no_capacity_before_it_knows_classes_and_nodes() 
     scene.api.expect_nothing_more().await;
     brings(&mut class_writer, vec![class()]);
     scene.api.expect_nothing_more().await;
-    brings(&mut node_writer, vec![node_object()]);
+    for event in [Event::Init, Event::InitApply(serde_json::from_value(node_object()).unwrap()), Event::InitDone] {
+        node_objects.take(event);
+    }
     // Now what there is is published, and only what there is not withdrawn.
     let asked = scene.api.handle.next_request().await.unwrap();
     assert_eq!(asked.0.method(), "PATCH");
