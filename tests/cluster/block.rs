@@ -14,9 +14,7 @@ fn life(cluster: &Cluster) -> Result<()> {
     let space = Space::new(cluster, "block")?;
     // What lies on the disk is not what a pod may see.
     let n1 = cluster.node("n1")?;
-    n1.sh("lvcreate -qq -y -Wn -Zn -n earlier -L 600m vg0 &&
-         yes 'an earlier tenant' | dd of=/dev/vg0/earlier bs=1M count=600 iflag=fullblock oflag=direct status=none &&
-         lvremove -qq -y vg0/earlier")?;
+    n1.sh(&lvprov_tests::dirty("600m"))?;
     space.claim("c", "xfs-csi", "200Mi", "volumeMode: Block")?;
     space.raw_pod("p", Some("n1"), "c", "")?;
     space.ready("p")?;

@@ -241,10 +241,7 @@ impl<'a> Run<'a> {
     }
 
     fn dirty(&self) -> Result<()> {
-        let script = "lvcreate -qq -y -Wn -Zn -n earlier -L 400m vg0 &&
-             yes earlier | dd of=/dev/vg0/earlier bs=1M count=400 iflag=fullblock oflag=direct status=none &&
-             lvremove -qq -y vg0/earlier";
-        self.cluster.node(NODE)?.sh(script).map(drop)
+        self.cluster.node(NODE)?.sh(&lvprov_tests::dirty("400m")).map(drop)
     }
 
     fn arm(&self) -> Result<()> {

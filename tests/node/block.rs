@@ -2,7 +2,7 @@
 
 use crate::service::Service;
 use crate::{create, uid};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use lvprov_tests::Test;
 use lvprov_tests::driver::Call;
 use std::time::{Duration, Instant};
@@ -50,22 +50,20 @@ pub(crate) fn refused(service: &Service<'_>, args: &[&str], code: &str, words: &
     Ok(())
 }
 
-/// Fills all free extents of the group with a text that is not zero.
+/// Leaves something that is not zero in the extents that are given out next.
 pub(crate) fn dirty(node: &Node) -> Result<()> {
     // Of 100 GiB the first are used first.
-    node.sh("lvcreate -qq -y -Wn -Zn -n earlier -L 1g vg0 &&
-         yes 'an earlier tenant' | dd of=/dev/vg0/earlier bs=1M count=1024 iflag=fullblock oflag=direct status=none &&
-         lvremove -qq -y vg0/earlier")?;
-    Ok(())
+    node.sh(&lvprov_tests::dirty("1g")).map(drop)
 }
 
 /// Whether the device holds nothing but zeros from an offset on, in MiB.
 pub(crate) fn is_zero(node: &Node, device: &str, from: u64) -> Result<bool> {
-    let script = format!(
-        "size=$(blockdev --getsize64 {device}); tail -c +$(({from} * 1048576 + 1)) {device} | \
-         cmp -n $((size - {from} * 1048576)) - /dev/zero"
-    );
-    Ok(node.exec(["sh", "-c", &script])?.success())
+    let looked = node.exec([env!("CARGO_BIN_EXE_zeros"), device, &from.to_string()])?;
+    match looked.status {
+        0 => Ok(true),
+        1 => Ok(false),
+        _ => bail!("{looked:?}"),
+    }
 }
 
 fn published(node: &Node) -> Result<()> {

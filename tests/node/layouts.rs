@@ -532,9 +532,9 @@ fn dirty(node: &Node) -> Result<()> {
     node.sh(&format!(
         "for d in {DISKS}; do \
            lvcreate -qq -y -Wn -Zn -n earlier -L 320m vg1 $d 2>/dev/null || continue; \
-           yes 'an earlier tenant' | dd of=/dev/vg1/earlier bs=1M iflag=fullblock oflag=direct status=none 2>/dev/null || true; \
-           lvremove -qq -y vg1/earlier; \
-         done"
+           {fill}; lvremove -qq -y vg1/earlier; \
+         done",
+        fill = lvprov_tests::fill("/dev/vg1/earlier")
     ))?;
     Ok(())
 }

@@ -31,7 +31,8 @@ pub const TESTS: [Test<Node>; 17] = [
 
 const MIB: u64 = 1 << 20;
 const SIZE: &str = "335544320";
-const LOG: &str = "/run/lvprov-node.log";
+/// What it writes.
+pub const LOG: &str = "/run/lvprov-node.log";
 const REGISTRATION: &str = "/var/lib/kubelet/plugins_registry/lvm.lvprov.io@reg.sock";
 
 /// A running `lvprov node`; killed when dropped.

@@ -1,7 +1,7 @@
 //! What becomes of volumes whose class has a grace, or a wipe, at the end.
 
 use crate::block::{dirty, id, is_zero, make, refused};
-use crate::service::Service;
+use crate::service::{LOG, Service};
 use crate::uid;
 use anyhow::{Context, Result, ensure};
 use lvprov_tests::Test;
@@ -10,11 +10,12 @@ use serde_json::Value;
 use std::time::{Duration, Instant};
 use xtask::testbed::Node;
 
-pub const TESTS: [Test<Node>; 5] = [
+pub const TESTS: [Test<Node>; 6] = [
     ("trash::a_volume_waits_there_and_is_said_to_take_room", waits),
     ("trash::its_time_passes_and_its_extents_hold_zeros", zeroed),
     ("trash::a_wipe_that_was_cut_off_goes_on", cut_off),
     ("trash::what_discards_or_only_waits_is_removed_too", discarded),
+    ("trash::where_the_disk_takes_no_discards_it_is_removed_and_told", undiscarded),
     ("trash::nobody_mounts_what_is_in_it", not_mounted),
 ];
 
@@ -115,7 +116,7 @@ fn were_wiped(node: &Node, (device, first, last): &(String, u64, u64)) -> Result
 
 fn fill(node: &Node, number: u32) -> Result<()> {
     let device = format!("/dev/{}", id(number));
-    node.sh(&format!("yes secret | dd of={device} bs=1M count=320 iflag=fullblock oflag=direct status=none")).map(drop)
+    node.sh(&lvprov_tests::fill(&device)).map(drop)
 }
 
 fn zeroed(node: &Node) -> Result<()> {
@@ -169,6 +170,8 @@ fn discarded(node: &Node) -> Result<()> {
     let service = Service::start(node)?;
     let free = service.free()?;
     create(&service, 0x806, &["deletePolicy=discard"])?;
+    fill(node, 0x806)?;
+    let at = extents(node, &format!("pvc-{}", uid(0x806)))?;
     create(&service, 0x807, &["trashTime=1s"])?;
     refused(&service, &["create", &uid(0x808), SIZE, "--set", "deletePolicy=shred"], "InvalidArgument", &["zero"])?;
     refused(&service, &["create", &uid(0x808), SIZE, "--set", "trashTime=soon"], "InvalidArgument", &["24h"])?;
@@ -176,7 +179,32 @@ fn discarded(node: &Node) -> Result<()> {
     delete(&service, 0x807)?;
     until_gone(&service, 0x806)?;
     until_gone(&service, 0x807)?;
-    service.until_free(free)
+    service.until_free(free)?;
+    // The test bed's disks forget what they are told to, and read as zeros there.
+    ensure!(were_wiped(node, &at)?, "nothing was discarded");
+    Ok(())
+}
+
+/// It goes all the same, and somebody hears that its bytes are still there.
+fn undiscarded(node: &Node) -> Result<()> {
+    const MOST: &str = "/sys/block/ubdb/queue/discard_max_bytes";
+    let service = Service::start(node)?;
+    // ubd forgets what it was told when the last one closes it.
+    node.sh(&format!("lvcreate -qq -y -n holds -L 4m vg0; echo 0 > {MOST}"))?;
+    let done = create(&service, 0x80b, &["deletePolicy=discard"]).and_then(|()| {
+        fill(node, 0x80b)?;
+        let at = extents(node, &format!("pvc-{}", uid(0x80b)))?;
+        delete(&service, 0x80b)?;
+        until_gone(&service, 0x80b)?;
+        Ok(at)
+    });
+    node.sh(&format!("cat /sys/block/ubdb/queue/discard_max_hw_bytes > {MOST}; lvremove -qq -y vg0/holds"))?;
+    let at = done?;
+    ensure!(at.0 == "/dev/ubdb", "the volume is on {}", at.0);
+    ensure!(!were_wiped(node, &at)?, "its bytes have gone");
+    let log = node.read_file(LOG)?;
+    ensure!(log.contains("takes no discards"), "{log}");
+    Ok(())
 }
 
 fn not_mounted(node: &Node) -> Result<()> {

@@ -17,6 +17,21 @@ pub fn enabled() -> bool {
     std::env::var_os("LVPROV_TESTBED").is_some()
 }
 
+/// A shell command that fills a device with what is not zero. Pipes are slow in
+/// user-mode Linux.
+pub fn fill(device: &str) -> String {
+    format!(r#"xfs_io -d -c "pwrite -q -S 0x73 -b 4m 0 $(blockdev --getsize64 {device})" {device}"#)
+}
+
+/// A shell command that makes a volume of vg0 in the extents that are given out
+/// next, fills it, and removes it.
+pub fn dirty(size: &str) -> String {
+    format!(
+        "lvcreate -qq -y -Wn -Zn -n earlier -L {size} vg0 && {} && lvremove -qq -y vg0/earlier",
+        fill("/dev/vg0/earlier")
+    )
+}
+
 /// Whether what is otherwise left out or cut short is to run as a whole.
 pub fn full() -> bool {
     std::env::var_os("LVPROV_FULL").is_some()

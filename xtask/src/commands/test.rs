@@ -28,7 +28,7 @@ pub struct TestCommand {
     /// Leave out what needs a node.
     #[arg(long)]
     quick: bool,
-    /// Run at full length what is otherwise cut short: takes an hour more.
+    /// Run what is otherwise left out or cut short, too: takes hours more.
     #[arg(long, conflicts_with = "quick")]
     full: bool,
 }
@@ -104,7 +104,7 @@ pub fn run(command: &TestCommand) -> Result<u8> {
     let plain = Suite { filter, nodes: false, full: false };
     total.add(plain.run("Tests that need no node", "", &["--workspace"]));
     if !command.quick {
-        match prepare().and_then(|()| targets()) {
+        match prepare(filter.is_none()).and_then(|()| targets()) {
             Ok(targets) => nodes(&mut total, &targets, Suite { filter, nodes: true, full: command.full }),
             Err(error) => {
                 say(format!("the test bed cannot be had: {error:#}"));
@@ -166,9 +166,13 @@ impl Suite<'_> {
     }
 }
 
-fn prepare() -> Result<()> {
+/// `all`: what one suite alone needs, too, which it would build while others wait for the same two cores.
+fn prepare(all: bool) -> Result<()> {
     setup::for_tests()?;
     step("Build lvprov", || binaries::build(binaries::Profile::Debug))?;
+    if all {
+        step("Build lvprov with fault points", || binaries::build(binaries::Profile::Faults))?;
+    }
     Ok(())
 }
 
