@@ -6,7 +6,8 @@
 //! and overwritten as such; then, under the group's lock, the spare is removed
 //! and the volume extended by exactly its extents. That of a striped or mirrored
 //! volume has a stripe on the disk of each leg, so that each has as many
-//! extents. Where that is cut off in between, they are free extents like others, and all of it begins anew.
+//! extents. Where that is cut off in between, they are free extents like others,
+//! and all of it begins anew.
 
 use crate::fault;
 use crate::intent::{WIPING, spare_tag};

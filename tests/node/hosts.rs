@@ -86,7 +86,7 @@ fn replaced(node: &Node) -> Result<()> {
     version(node, "driver-2", "2")?;
     let install = "lvprov install-driver --source";
     let storm = format!(
-        "{} --driver '{PLUGINS}/lvprov.io~lvm/lvm' --rounds 12 --namespace hosts --volume upgrade",
+        "{} --driver '{PLUGINS}/lvprov.io~lvm/lvm' --rounds 6 --namespace hosts --volume upgrade",
         env!("CARGO_BIN_EXE_storm")
     );
     let script = format!(

@@ -25,9 +25,9 @@ fn csi_sanity(node: &Node, access: &str) -> Result<()> {
         "-csi.endpoint=unix:///var/lib/kubelet/plugins/lvm.lvprov.io/csi.sock",
         "-csi.testvolumeparameters=/run/sanity.yaml",
         &format!("-csi.testvolumeaccesstype={access}"),
-        // Of 100 GiB there is room for some, and for twice the size.
-        "-csi.testvolumesize=1073741824",
-        "-csi.testvolumeexpandsize=2147483648",
+        // Small: it calls once only, and a copy is to be done within that call.
+        "-csi.testvolumesize=335544320",
+        "-csi.testvolumeexpandsize=671088640",
         "-csi.mountdir=/run/sanity-mount",
         "-csi.stagingdir=/run/sanity-staging",
         "-ginkgo.no-color",

@@ -141,6 +141,7 @@ fn start(up: Up) -> Result<()> {
         profile: up.profile,
         detached: true,
         control_only: false,
+        crun: true,
     })?;
     say(format!(
         "cluster {} with {} nodes (user-mode Linux) is up after {:.1} s; logs are in {}",

@@ -35,9 +35,9 @@ pub struct TestCommand {
 
 /// How long each fuzz target is run.
 pub(crate) const FUZZ_SECONDS: &str = "LVPROV_FUZZ_SECONDS";
-/// So long each where all tests are run: with two cores half a minute in all, and two where nobody waits for it.
+/// So long each where all tests are run: with two cores half a minute in all, and one where nobody waits for it.
 const SHORT_FUZZ: &str = "5";
-const CI_FUZZ: &str = "20";
+const CI_FUZZ: &str = "10";
 /// How many rounds pods come and go.
 const ROUNDS: &str = "LVPROV_ROUNDS";
 const FULL_ROUNDS: &str = "1000";

@@ -23,7 +23,8 @@ pub const NODE: &[&str] = &[
 ];
 
 /// For a cluster, besides those of a node.
-pub const CLUSTER: &[&str] = &["busybox-static", "containerd", "containernetworking-plugins", "crun", "etcd-server"];
+pub const CLUSTER: &[&str] =
+    &["busybox-static", "containerd", "containernetworking-plugins", "crun", "etcd-server", "runc"];
 
 /// For tests, besides those of a cluster.
 pub const TESTS: &[&str] = &["rsyslog"];

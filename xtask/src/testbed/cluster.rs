@@ -48,6 +48,10 @@ pub struct ClusterOptions {
     /// what binds volumes.
     #[serde(default)]
     pub control_only: bool,
+    /// Whether crun starts containers, or runc, as on most nodes: system calls
+    /// are slow in user-mode Linux, and runc makes many more.
+    #[serde(default)]
+    pub crun: bool,
 }
 
 impl Default for ClusterOptions {
@@ -61,6 +65,7 @@ impl Default for ClusterOptions {
             profile: Profile::default(),
             detached: false,
             control_only: false,
+            crun: true,
         }
     }
 }
@@ -331,7 +336,7 @@ impl Cluster {
             guest.wait_ready(&self.sandbox)
         })?;
         let node = self.node(&format!("n{number}"))?;
-        for (path, content) in components::node_files(&self.pki, number) {
+        for (path, content) in components::node_files(&self.pki, number, self.options.crun) {
             node.write_file(path, content)?;
         }
         let routes = (1..=self.options.nodes)

@@ -152,7 +152,7 @@ pub fn kubelet(kubernetes: &Path, pki: &Pki, node: &str, address: Ipv4Addr) -> C
 }
 
 /// Files of a node: path in the guest, content.
-pub fn node_files(pki: &Pki, number: u8) -> Vec<(&'static str, String)> {
+pub fn node_files(pki: &Pki, number: u8, crun: bool) -> Vec<(&'static str, String)> {
     let kubelet = json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -189,17 +189,17 @@ pub fn node_files(pki: &Pki, number: u8) -> Vec<(&'static str, String)> {
             },
         }],
     });
+    let runtime = if crun { "crun" } else { "runc" };
     let containerd = format!(
         r#"version = 2
 disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.native"]
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{PAUSE}"
   restrict_oom_score_adj = true
-  # user-mode Linux makes system calls dear, and runc, which is in Go, makes many.
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
-      BinaryName = "/usr/bin/crun"
+      BinaryName = "{runtime}"
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/usr/lib/cni"
     conf_dir = "/etc/cni/net.d"

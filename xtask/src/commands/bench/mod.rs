@@ -108,7 +108,8 @@ pub fn run(command: &BenchCommand) -> Result<()> {
         machine = measure_driver(options, &mut rows)?;
     }
     if kubernetes {
-        let cluster_options = ClusterOptions { nodes: 1, profile: options.profile, ..ClusterOptions::default() };
+        let cluster_options =
+            ClusterOptions { nodes: 1, profile: options.profile, crun: false, ..ClusterOptions::default() };
         let cluster = step("Start Kubernetes with one node", || Cluster::start(cluster_options))?;
         let measured = measure_kubernetes(&cluster, options, wanted, &mut rows);
         cluster.end(measured.is_err());

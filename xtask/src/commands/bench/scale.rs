@@ -163,8 +163,7 @@ impl Scale<'_> {
         step("Claims", || self.make_claims())?;
         measured.claims = self.options.new_claims;
         measured.claim_calls = calls(&self.audited()?[before..]);
-        let list: Value = serde_json::from_str(&self.cluster.kubectl(["get", "--raw", CAPACITIES])?)?;
-        measured.capacities = list["items"].as_array().map_or(0, Vec::len);
+        measured.capacities = self.capacities()?.len();
         if self.options.new_pods > 0 {
             measured.attempt = Some(step("Pods for the scheduler", || self.make_pods())?);
         }
@@ -196,14 +195,18 @@ impl Scale<'_> {
         Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
     }
 
-    /// How many nodes the capacities are of.
-    fn nodes_of(&self, capacities: &str) -> Result<usize> {
-        let list: Value = serde_json::from_str(&self.cluster.kubectl(["get", "--raw", capacities])?)?;
+    fn capacities(&self) -> Result<Vec<Value>> {
+        let mut list: Value = serde_json::from_str(&self.cluster.kubectl(["get", "--raw", CAPACITIES])?)?;
+        Ok(list["items"].as_array_mut().map(std::mem::take).unwrap_or_default())
+    }
+
+    /// How many nodes have one.
+    fn nodes_with_capacity(&self) -> Result<usize> {
         let nodes = |object: &Value| match object.pointer("/nodeTopology/matchExpressions/0/values") {
             Some(values) => values.as_array().map_or(0, Vec::len),
             None => 1,
         };
-        Ok(list["items"].as_array().into_iter().flatten().map(nodes).sum())
+        Ok(self.capacities()?.iter().map(nodes).sum())
     }
 
     /// The API server serves watches from a cache, which learns of what was
@@ -231,7 +234,6 @@ impl Scale<'_> {
 
     /// Until all capacities are there, and nothing is written any more.
     fn wait_published(&self, controller: &Process) -> Result<Duration> {
-        let capacities = CAPACITIES;
         // All pages of all lists: it comes to rest between two of them, too.
         let lists = |log: &[Value]| {
             let listed = |what: &str, count: u32| {
@@ -257,7 +259,7 @@ impl Scale<'_> {
                 || self.connections(controller)? < self.options.nodes as usize
             {
                 (last, rested) = (work, Instant::now());
-            } else if rested.elapsed() > QUIET && self.nodes_of(capacities)? == self.options.nodes as usize {
+            } else if rested.elapsed() > QUIET && self.nodes_with_capacity()? == self.options.nodes as usize {
                 return Ok(controller.begun.elapsed() - rested.elapsed());
             }
         }
