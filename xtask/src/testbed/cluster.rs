@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use std::{env, fs, process, thread};
+use std::{env, fs, mem, process, thread};
 
 use anyhow::{Context, Result, anyhow, bail};
+use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use super::certificates::{ADMIN, Pki};
@@ -24,6 +25,11 @@ use crate::setup::kubernetes::{KUBERNETES, SNAPSHOT_CONTROLLER};
 
 /// How often kubelet is started before that is given up.
 const KUBELET_STARTS: usize = 20;
+/// How long it may take until it listens, in seconds.
+const KUBELET_LISTENS: u32 = 75;
+/// Statuses of the shell that waits for it.
+const ENDED: i32 = 1;
+const HANGS: i32 = 2;
 
 /// What a cluster is to be.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -96,7 +102,8 @@ struct Record {
 }
 
 impl Cluster {
-    /// Starts a cluster and waits until its nodes are Ready.
+    /// Starts a cluster and waits until its nodes are Ready. One that does not come
+    /// up is started once more: what runs there is not ours yet.
     ///
     /// # Errors
     /// When a part of it does not come up; what it logged is kept.
@@ -104,29 +111,49 @@ impl Cluster {
         if options.control_only != (options.nodes == 0) || options.nodes > 100 {
             bail!("a cluster of {} nodes: 1 to 100 it can have", options.nodes);
         }
-        let start = Instant::now();
-        let kubernetes = KUBERNETES.binary();
+        let mut again = true;
+        loop {
+            let cluster = Self::create(options.clone())?;
+            let Err(error) = cluster.bring_up() else { return Ok(cluster) };
+            // The machine with the logs may be gone before anybody looks.
+            let error = error.context(cluster.last_words());
+            cluster.end(true);
+            if !mem::take(&mut again) {
+                return Err(error);
+            }
+            say(format!("it is started once more, since it did not come up: {error:#}"));
+        }
+    }
+
+    fn create(options: ClusterOptions) -> Result<Self> {
         let life = if options.detached { Life::Detached } else { Life::Tied };
         let sandbox = Sandbox::start(&options.name, life)?;
         let names: Vec<_> = (1..=options.nodes).map(|number| (format!("n{number}"), node_address(number))).collect();
         let pki = Pki::create(sandbox.directory().join("pki"), &[BRIDGE, SERVICE, Ipv4Addr::LOCALHOST], &names);
-        let cluster = Self {
+        Ok(Self {
             control: Machine::new("control plane", sandbox.agent().clone()),
             pki: pki?,
             sandbox,
-            kubernetes,
+            kubernetes: KUBERNETES.binary(),
             guests: Mutex::default(),
             options,
-        };
-        let brought_up = cluster.bring_up(start);
-        if let Err(error) = brought_up {
-            cluster.end(true);
-            return Err(error);
-        }
-        Ok(cluster)
+        })
     }
 
-    fn bring_up(&self, start: Instant) -> Result<()> {
+    /// The ends of what each node's kubelet and containerd wrote.
+    fn last_words(&self) -> String {
+        let mut text = String::from("last lines of its logs:");
+        for node in self.node_names() {
+            for log in ["containerd.log", "kubelet.log"] {
+                let path = self.sandbox.directory().join(&node).join("logs").join(log);
+                text.push_str(&format!("\n{node}: {log}\n{}", tail(&path, 10)));
+            }
+        }
+        text
+    }
+
+    fn bring_up(&self) -> Result<()> {
+        let start = Instant::now();
         make_bridge(&self.sandbox)?;
         self.control.sh(&format!("ip address add {SERVICE}/32 dev br0"))?;
         if self.options.control_only {
@@ -366,8 +393,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// kubelet ends if containerd answers and yet does not serve it; systemd would
-    /// start it again, and so does this, until it listens.
+    /// kubelet ends if containerd answers and yet does not serve it, and may hang as it
+    /// starts; systemd would start it again, and so does this, until it listens.
     fn start_kubelet(&self, number: u8) -> Result<()> {
         let node = self.node(&format!("n{number}"))?;
         let command = components::kubelet(&self.kubernetes, &self.pki, node.name(), node_address(number));
@@ -376,14 +403,26 @@ impl Cluster {
             node.write_file("/run/kubelet.pid", pid.to_string())?;
             // Of one that has ended nothing is there, or no program any more.
             let listens = format!(
-                "for i in $(seq 600); do test -e /proc/{pid}/exe || exit 1\n\
-                 (: < /dev/tcp/127.0.0.1/10250) 2> /dev/null && exit 0; sleep 0.1; done"
+                "while [ $SECONDS -lt {KUBELET_LISTENS} ]; do test -e /proc/{pid}/exe || exit {ENDED}\n\
+                 (: < /dev/tcp/127.0.0.1/10250) 2> /dev/null && exit 0; sleep 0.1; done; exit {HANGS}"
             );
-            if node.exec(["bash", "-c", &listens])?.success() {
-                return Ok(());
+            match node.exec(["bash", "-c", &listens])?.status {
+                0 => return Ok(()),
+                HANGS => {
+                    say(format!(
+                        "{}: kubelet does not listen after {KUBELET_LISTENS} s; its log says what it does, and it is \
+                         started again",
+                        node.name()
+                    ));
+                    // A Go program writes down what all its goroutines do, and ends.
+                    node.agent().kill(pid, Signal::SIGQUIT)?;
+                    thread::sleep(Duration::from_secs(2));
+                    node.agent().end(pid)?;
+                }
+                _ => {}
             }
         }
-        bail!("kubelet of n{number} ends again and again, see its log")
+        bail!("kubelet of {} ends again and again, see its log", node.name())
     }
 
     fn write_images(&self, images: &[Image]) -> Result<Archive> {

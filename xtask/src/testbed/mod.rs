@@ -51,7 +51,11 @@ pub(crate) fn finish(sandbox: &Sandbox, failed: bool) {
     if (failed || KEEP_LOGS.load(Ordering::Relaxed))
         && let Some(name) = directory.file_name()
     {
-        let kept = paths::kept_logs().join(name);
+        // One that is started once more has the same name.
+        let kept = (0..)
+            .map(|count| paths::kept_logs().join(name).with_added_extension(count.to_string()))
+            .find(|path| !path.exists());
+        let Some(kept) = kept else { return };
         let moved = fs::create_dir_all(paths::kept_logs()).and_then(|()| fs::rename(&directory, &kept));
         say(match moved {
             Ok(()) => format!("logs are kept in {}", kept.display()),
