@@ -81,8 +81,9 @@ pub fn capacity(capacity: &mut CSIStorageCapacity) {
     let metadata = std::mem::take(&mut capacity.metadata);
     let CSIStorageCapacity { capacity: free, maximum_volume_size, node_topology, storage_class_name, .. } =
         std::mem::take(capacity);
+    let ObjectMeta { name, namespace, uid, .. } = metadata;
     *capacity = CSIStorageCapacity {
-        metadata: ObjectMeta { name: metadata.name, namespace: metadata.namespace, ..ObjectMeta::default() },
+        metadata: ObjectMeta { name, namespace, uid, ..ObjectMeta::default() },
         capacity: free,
         maximum_volume_size,
         node_topology,

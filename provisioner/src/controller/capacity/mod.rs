@@ -38,8 +38,29 @@ use wanted::{Published, Room, settled, wanted};
 /// How long the watch may take to bring what was written here: writing it once
 /// more for each that it brings would cost the square of their number.
 const WATCH_LAG: Duration = Duration::from_secs(15);
-/// What was written a moment ago.
-type Written = HashMap<String, (Published, Instant)>;
+
+/// What was done a moment ago, so that the watch may not have brought it.
+#[derive(Debug, Default)]
+struct Done {
+    /// Published, by name.
+    written: HashMap<String, (Published, Instant)>,
+    /// Withdrawn, by UID: one of the same name may have come since.
+    withdrawn: HashMap<String, Instant>,
+    driver_made: bool,
+    /// Whether nodes share objects.
+    shares: bool,
+}
+
+impl Done {
+    fn forget_old(&mut self) {
+        self.written.retain(|_, (_, at)| at.elapsed() < WATCH_LAG);
+        self.withdrawn.retain(|_, at| at.elapsed() < WATCH_LAG);
+    }
+}
+
+/// How long changes are gathered where nodes share objects: each may cost new
+/// objects of thousands of nodes.
+const GATHER: Duration = Duration::from_secs(1);
 /// So many are written at the same time.
 const AT_ONCE: usize = 8;
 /// After a write that failed.
@@ -163,8 +184,7 @@ impl Publisher {
             futures::future::try_join(objects.wait_until_ready(), self.classes.wait_until_ready()).await
         });
         let mut is_ready = false;
-        let mut driver_made = false;
-        let mut written = Written::new();
+        let mut done = Done::default();
         let mut again = Some(Duration::ZERO);
         loop {
             tokio::select! {
@@ -179,6 +199,9 @@ impl Publisher {
                 _ = class_changed.recv() => {}
                 () = tokio::time::sleep(again.unwrap_or(Duration::MAX)), if again.is_some() => {}
             }
+            if done.shares {
+                tokio::time::sleep(GATHER).await;
+            }
             // Everything is looked at below, so what came meanwhile is old.
             while !matches!(news.try_recv(), Err(TryRecvError::Empty | TryRecvError::Closed)) {}
             while let Some(Some(changed)) = watch.next().now_or_never() {
@@ -191,7 +214,7 @@ impl Publisher {
                 again = None;
                 continue;
             }
-            again = self.round(&api, &objects, &mut written, &mut driver_made).await;
+            again = self.round(&api, &objects, &mut done).await;
         }
     }
 
@@ -201,20 +224,24 @@ impl Publisher {
         &self,
         api: &Api<CSIStorageCapacity>,
         objects: &Store<CSIStorageCapacity>,
-        written: &mut Written,
-        driver_made: &mut bool,
+        done: &mut Done,
     ) -> Option<Duration> {
         let nodes = self.nodes.views();
         let mut failed = false;
-        let there: BTreeMap<String, Arc<CSIStorageCapacity>> =
-            objects.state().into_iter().map(|object| (object.name_any(), object)).collect();
+        done.forget_old();
+        let there: BTreeMap<String, Arc<CSIStorageCapacity>> = objects
+            .state()
+            .into_iter()
+            .filter(|object| !object.uid().is_some_and(|uid| done.withdrawn.contains_key(&uid)))
+            .map(|object| (object.name_any(), object))
+            .collect();
         let wanted = wanted(&self.classes.state(), &nodes, self.patience, self.share_from, &said(&there));
-        written.retain(|_, (_, at)| at.elapsed() < WATCH_LAG);
+        done.shares = !(wanted.shared.is_empty() && wanted.keep_all_of.is_empty());
         let (mut new, mut awaited) = (Vec::new(), false);
         for (name, published) in &wanted.publish {
             if there.get(name).is_some_and(|object| says(object, published)) {
-                written.remove(name);
-            } else if written.get(name).is_some_and(|(last, _)| last == published) {
+                done.written.remove(name);
+            } else if done.written.get(name).is_some_and(|(last, _)| last == published) {
                 awaited = true;
             } else {
                 new.push((name.clone(), published.clone()));
@@ -222,9 +249,9 @@ impl Publisher {
         }
         let writes = new.into_iter().map(|(name, published)| self.publish(api.clone(), name, published));
         let mut writes = stream::iter(writes).buffer_unordered(AT_ONCE);
-        while let Some(done) = writes.next().await {
-            match done {
-                Some((name, published)) => drop(written.insert(name, (published, Instant::now()))),
+        while let Some(written) = writes.next().await {
+            match written {
+                Some((name, published)) => drop(done.written.insert(name, (published, Instant::now()))),
                 None => failed = true,
             }
         }
@@ -243,12 +270,14 @@ impl Publisher {
                 Err(error) => {
                     warn!(name, %error, "cannot withdraw the capacity");
                     failed = true;
+                    continue;
                 }
             }
+            done.withdrawn.extend(object.uid().map(|uid| (uid, Instant::now())));
         }
-        if !*driver_made && !failed && settled(&nodes) {
-            *driver_made = self.make_driver().await;
-            failed = !*driver_made;
+        if !done.driver_made && !failed && settled(&nodes) {
+            done.driver_made = self.make_driver().await;
+            failed = !done.driver_made;
         }
         match (failed, awaited) {
             (true, _) => Some(RETRY),

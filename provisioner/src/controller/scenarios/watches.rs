@@ -43,7 +43,7 @@ async fn a_new_leader_withdraws_no_capacity_before_it_knows_classes_and_nodes() 
     let (changed, _) = broadcast::channel(8);
     let publishing = tokio::spawn(publisher.run(changed.subscribe()));
     let stale = json!({
-        "metadata": {"name": "lvprov-stale", "namespace": "ns", "resourceVersion": "5"},
+        "metadata": {"name": "lvprov-stale", "namespace": "ns", "uid": "stale", "resourceVersion": "5"},
         "storageClassName": "gone",
     });
     let list = json!({
@@ -66,6 +66,13 @@ async fn a_new_leader_withdraws_no_capacity_before_it_knows_classes_and_nodes() 
     asked.1.send_response(Response::new(Body::from(br#"{"storageClassName": "fast"}"#.to_vec())));
     let gone = format!("{CAPACITIES}/lvprov-stale");
     scene.api.expect("DELETE", &gone).await.answer(200, stale);
+    let driver = "/apis/storage.k8s.io/v1/csidrivers/lvm.lvprov.io";
+    scene.api.expect("PATCH", driver).await.answer(200, json!({"metadata": {}, "spec": {}}));
+    // Nothing is done twice because the watch takes its time.
+    for _ in 0..3 {
+        changed.send(ClassChanged::Any).unwrap();
+        scene.api.expect_nothing_more().await;
+    }
     publishing.abort();
 }
 
