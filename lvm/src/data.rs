@@ -369,7 +369,7 @@ impl Lvm {
             unfinished => {
                 // Ours, but its mkfs was cut off: nobody has ever written to it.
                 let again = unfinished.is_some_and(|superblock| superblock.uuid == uuid);
-                if !again {
+                if !again && !filesystem::is_untouched(&self.runner, node, uuid).map_err(at_path(node))? {
                     // Two proofs: nothing that anybody would know, and our own mark.
                     filesystem::prove_blank(&self.runner, node)?;
                     if !filesystem::is_new(&self.runner, node, uuid).map_err(at_path(node))? {

@@ -30,6 +30,14 @@ pub fn read_head(runner: &Runner, device: &Path, buffer: &mut [u8]) -> io::Resul
     read(runner, device, &file, buffer, 0)
 }
 
+/// As [`read_head`], the end of the device.
+pub fn read_tail(runner: &Runner, device: &Path, buffer: &mut [u8]) -> io::Result<()> {
+    let file = File::open(device)?;
+    let size = crate::mounts::device_size(device)?;
+    let start = size.checked_sub(buffer.len() as u64).ok_or(io::ErrorKind::UnexpectedEof)?;
+    read(runner, device, &file, buffer, start)
+}
+
 /// Succeeds if the device answers, read where no file system keeps what it
 /// needs in memory: at its end.
 pub fn probe(runner: &Runner, device: &Path) -> io::Result<()> {

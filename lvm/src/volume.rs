@@ -542,7 +542,7 @@ impl Lvm {
         let uuid = identity::data_uuid(&request.owner.namespace, &request.owner.claim_uid);
         let tags = request.tags();
         let made = |size: u64| {
-            mark(request, uuid)?;
+            self.mark(request, uuid)?;
             crate::data::note_known(&device(&request.vg, &request.name));
             fault::point("mark-after");
             Ok(Created { size, existed: false, wiping: false })
@@ -973,6 +973,13 @@ impl Lvm {
         self.mutate(lock, &args.map(str::to_owned))
     }
 
+    /// Of a volume that has just been made.
+    fn mark(&self, request: &CreateData, uuid: Uuid) -> Result<(), CreateError> {
+        let node = device(&request.vg, &request.name);
+        filesystem::mark_wiped(&self.runner, &node, uuid)
+            .map_err(|source| CreateError::Device { device: node.display().to_string(), source })
+    }
+
     /// Wipes whatever signatures are on a volume that is still marked as new.
     pub(crate) fn wipe(&self, lock: &Lock, node: &Path) -> Result<(), CommandError> {
         let args = ["--all".as_ref(), "--quiet".as_ref(), node.as_os_str()];
@@ -1008,12 +1015,6 @@ pub enum LogNewError {
     /// LVM refused.
     #[error(transparent)]
     Command(#[from] CommandError),
-}
-
-fn mark(request: &CreateData, uuid: Uuid) -> Result<(), CreateError> {
-    let node = device(&request.vg, &request.name);
-    filesystem::mark_new(&node, uuid)
-        .map_err(|source| CreateError::Device { device: node.display().to_string(), source })
 }
 
 /// The disks for a volume that is to be made; none: LVM chooses.

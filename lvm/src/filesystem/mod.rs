@@ -13,9 +13,11 @@ pub use mount_options::{MountOptionError, MountOptions};
 use crate::command::{CommandError, Kind, Runner};
 use crate::device;
 use ::uuid::Uuid;
+use sha2::{Digest, Sha256};
 use std::fmt;
 use std::fs::OpenOptions;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -155,26 +157,80 @@ fn btrfs_has_log(runner: &Runner, device: &Path) -> io::Result<bool> {
 }
 
 /// What is written at the start of a new data volume, before anybody has
-/// formatted it, with the UUID that its file system will have.
+/// formatted it, with the UUID that its file system will have, and a digest of
+/// both its ends where they are known to be blank.
 const NEW: &[u8; 16] = b"lvprov new vol 1";
+/// Behind magic and UUID.
+const DIGEST: Range<usize> = 32..64;
+/// How long the mark is.
+const SECTOR: usize = 512;
+/// How much of each end of a device: whatever is known by a signature begins or ends there.
+const END: usize = 1 << 20;
 
-/// Marks a device that has just been made for its owner, and wiped: only what
-/// is marked is ever formatted. A volume in use that has lost its superblock
-/// does not look like a new one.
+/// Marks a device that has just been made for its owner: only what is marked is
+/// ever formatted. A volume in use that has lost its superblock does not look
+/// like a new one.
 pub fn mark_new(device: &Path, uuid: Uuid) -> io::Result<()> {
-    let mut sector = [0; 512];
+    write_mark(device, uuid, [0; 32])
+}
+
+/// As [`mark_new`], of a device that LVM has just wiped: as long as both its ends
+/// are as they are now, nobody needs to look for signatures again.
+pub fn mark_wiped(runner: &Runner, device: &Path, uuid: Uuid) -> io::Result<()> {
+    let digest = Ends::read(runner, device)?.map_or([0; 32], |ends| ends.digest());
+    write_mark(device, uuid, digest)
+}
+
+fn write_mark(device: &Path, uuid: Uuid, digest: [u8; 32]) -> io::Result<()> {
+    let mut sector = [0; SECTOR];
     sector[..16].copy_from_slice(NEW);
-    sector[16..32].copy_from_slice(uuid.as_bytes());
+    sector[16..DIGEST.start].copy_from_slice(uuid.as_bytes());
+    sector[DIGEST].copy_from_slice(&digest);
     let file = OpenOptions::new().write(true).open(device)?;
     file.write_all_at(&sector, 0)?;
     file.sync_all()
 }
 
+/// Both ends of a device.
+struct Ends {
+    head: Vec<u8>,
+    tail: Vec<u8>,
+}
+
+impl Ends {
+    /// None: it is too small to have two.
+    fn read(runner: &Runner, device: &Path) -> io::Result<Option<Self>> {
+        if crate::mounts::device_size(device)? < 2 * END as u64 {
+            return Ok(None);
+        }
+        let (mut head, mut tail) = (vec![0; END], vec![0; END]);
+        device::read_head(runner, device, &mut head)?;
+        device::read_tail(runner, device, &mut tail)?;
+        Ok(Some(Self { head, tail }))
+    }
+
+    /// Of all but the mark.
+    fn digest(&self) -> [u8; 32] {
+        Sha256::new().chain_update(&self.head[SECTOR..]).chain_update(&self.tail).finalize().into()
+    }
+}
+
 /// Whether the device bears the mark of a new volume with this UUID.
 pub fn is_new(runner: &Runner, device: &Path, uuid: Uuid) -> io::Result<bool> {
-    let mut sector = [0; 32];
+    let mut sector = [0; DIGEST.start];
     device::read_head(runner, device, &mut sector)?;
-    Ok(sector[..16] == *NEW && sector[16..] == *uuid.as_bytes())
+    Ok(bears_mark(&sector, uuid))
+}
+
+fn bears_mark(sector: &[u8], uuid: Uuid) -> bool {
+    sector[..16] == *NEW && sector[16..DIGEST.start] == *uuid.as_bytes()
+}
+
+/// Whether the device is a new volume with this UUID, and both its ends are as
+/// they were when LVM had wiped it: no signature can have come since.
+pub fn is_untouched(runner: &Runner, device: &Path, uuid: Uuid) -> io::Result<bool> {
+    let Some(ends) = Ends::read(runner, device)? else { return Ok(false) };
+    Ok(bears_mark(&ends.head, uuid) && ends.head[DIGEST] == ends.digest())
 }
 
 /// Whether the device bears the mark of a new volume, whoever's.
@@ -287,6 +343,7 @@ mod tests {
         let uuid = Uuid::from_u128(0x0f0e_7f0a_1111_8222_8333_4444_5555_6666);
         for (fs, quota) in [(FsType::Xfs, false), (FsType::Ext4, false), (FsType::Ext4, true), (FsType::Btrfs, false)] {
             let file = image(fs.minimum_size());
+            assert!(!is_untouched(&Runner::default(), file.path(), uuid).unwrap(), "nobody has said that it is blank");
             assert_eq!(superblock(&Runner::default(), file.path()).unwrap(), None);
             prove_blank(&Runner::default(), file.path()).unwrap();
             let new = NewFs { fs, uuid, quota, again: false, options: &MkfsOptions::default() };
@@ -309,12 +366,47 @@ mod tests {
             mark_new(file.path(), uuid).unwrap();
             assert!(is_new(&Runner::default(), file.path(), uuid).unwrap());
             assert!(!is_new(&Runner::default(), file.path(), Uuid::from_u128(8)).unwrap());
+            assert!(!is_untouched(&Runner::default(), file.path(), uuid).unwrap(), "nobody has said that it is blank");
             assert_eq!(superblock(&Runner::default(), file.path()).unwrap(), None);
             prove_blank(&Runner::default(), file.path()).unwrap();
             let new = NewFs { fs, uuid, quota: false, again: false, options: &MkfsOptions::default() };
             make(&Runner::default(), file.as_file().as_fd(), file.path(), &new).unwrap();
             assert!(!is_new(&Runner::default(), file.path(), uuid).unwrap(), "{fs}");
         }
+    }
+
+    #[test]
+    fn a_wiped_volume_is_untouched_until_somebody_writes_to_its_ends() {
+        let (uuid, runner) = (Uuid::from_u128(7), Runner::default());
+        let file = image(16 << 20);
+        let (size, untouched) = (16 << 20, |uuid| is_untouched(&runner, file.path(), uuid).unwrap());
+        // What an earlier tenant has left is of no account: LVM has wiped what it knows.
+        file.as_file().write_all_at(b"earlier", END as u64 - 7).unwrap();
+        mark_wiped(&runner, file.path(), uuid).unwrap();
+        assert!(untouched(uuid) && !untouched(Uuid::from_u128(8)));
+        file.as_file().write_all_at(b"x", END as u64).unwrap();
+        file.as_file().write_all_at(b"x", size - END as u64 - 1).unwrap();
+        assert!(untouched(uuid), "the middle has no signatures");
+        for at in [SECTOR as u64, 4096, END as u64 - 1, size - END as u64, size - 1] {
+            let mut was = [0];
+            file.as_file().read_exact_at(&mut was, at).unwrap();
+            file.as_file().write_all_at(b"x", at).unwrap();
+            assert!(!untouched(uuid), "{at}");
+            assert!(is_new(&runner, file.path(), uuid).unwrap());
+            file.as_file().write_all_at(&was, at).unwrap();
+            assert!(untouched(uuid), "{at}");
+        }
+        for fs in [FsType::Ext4, FsType::Btrfs, FsType::Xfs] {
+            let file = image(fs.minimum_size());
+            mark_wiped(&runner, file.path(), uuid).unwrap();
+            assert!(is_untouched(&runner, file.path(), uuid).unwrap());
+            let new = NewFs { fs, uuid, quota: false, again: false, options: &MkfsOptions::default() };
+            make(&runner, file.as_file().as_fd(), file.path(), &new).unwrap();
+            assert!(!is_untouched(&runner, file.path(), uuid).unwrap(), "{fs}");
+        }
+        let small = image(1 << 20);
+        mark_wiped(&runner, small.path(), uuid).unwrap();
+        assert!(is_new(&runner, small.path(), uuid).unwrap() && !is_untouched(&runner, small.path(), uuid).unwrap());
     }
 
     #[test]
