@@ -10,6 +10,7 @@ use crate::command::{CommandError, Kind, Runner};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
@@ -30,12 +31,22 @@ pub fn read_head(runner: &Runner, device: &Path, buffer: &mut [u8]) -> io::Resul
     read(runner, device, &file, buffer, 0)
 }
 
-/// As [`read_head`], the end of the device.
-pub fn read_tail(runner: &Runner, device: &Path, buffer: &mut [u8]) -> io::Result<()> {
+/// How much is read at a time: what a long-lived process has once had for a
+/// buffer it hardly gives back.
+const PIECE: u64 = 128 << 10;
+
+/// As [`read_head`], for this part of the device, piece by piece.
+pub fn read_part(runner: &Runner, device: &Path, part: Range<u64>, mut work: impl FnMut(&[u8])) -> io::Result<()> {
     let file = File::open(device)?;
-    let size = crate::mounts::device_size(device)?;
-    let start = size.checked_sub(buffer.len() as u64).ok_or(io::ErrorKind::UnexpectedEof)?;
-    read(runner, device, &file, buffer, start)
+    let mut buffer = vec![0; PIECE.min(part.end - part.start) as usize];
+    let mut at = part.start;
+    while at < part.end {
+        let piece = &mut buffer[..PIECE.min(part.end - at) as usize];
+        read(runner, device, &file, piece, at)?;
+        work(piece);
+        at += piece.len() as u64;
+    }
+    Ok(())
 }
 
 /// Succeeds if the device answers, read where no file system keeps what it

@@ -165,7 +165,7 @@ const DIGEST: Range<usize> = 32..64;
 /// How long the mark is.
 const SECTOR: usize = 512;
 /// How much of each end of a device: whatever is known by a signature begins or ends there.
-const END: usize = 1 << 20;
+const END: u64 = 1 << 20;
 
 /// Marks a device that has just been made for its owner: only what is marked is
 /// ever formatted. A volume in use that has lost its superblock does not look
@@ -177,7 +177,7 @@ pub fn mark_new(device: &Path, uuid: Uuid) -> io::Result<()> {
 /// As [`mark_new`], of a device that LVM has just wiped: as long as both its ends
 /// are as they are now, nobody needs to look for signatures again.
 pub fn mark_wiped(runner: &Runner, device: &Path, uuid: Uuid) -> io::Result<()> {
-    let digest = Ends::read(runner, device)?.map_or([0; 32], |ends| ends.digest());
+    let digest = Ends::read(runner, device)?.map_or([0; 32], |ends| ends.digest);
     write_mark(device, uuid, digest)
 }
 
@@ -193,25 +193,25 @@ fn write_mark(device: &Path, uuid: Uuid, digest: [u8; 32]) -> io::Result<()> {
 
 /// Both ends of a device.
 struct Ends {
-    head: Vec<u8>,
-    tail: Vec<u8>,
+    /// Where the mark is, or would be.
+    first: [u8; SECTOR],
+    /// Of all the rest.
+    digest: [u8; 32],
 }
 
 impl Ends {
     /// None: it is too small to have two.
     fn read(runner: &Runner, device: &Path) -> io::Result<Option<Self>> {
-        if crate::mounts::device_size(device)? < 2 * END as u64 {
+        let size = crate::mounts::device_size(device)?;
+        if size < 2 * END {
             return Ok(None);
         }
-        let (mut head, mut tail) = (vec![0; END], vec![0; END]);
-        device::read_head(runner, device, &mut head)?;
-        device::read_tail(runner, device, &mut tail)?;
-        Ok(Some(Self { head, tail }))
-    }
-
-    /// Of all but the mark.
-    fn digest(&self) -> [u8; 32] {
-        Sha256::new().chain_update(&self.head[SECTOR..]).chain_update(&self.tail).finalize().into()
+        let (mut first, mut digest) = ([0; SECTOR], Sha256::new());
+        device::read_head(runner, device, &mut first)?;
+        for part in [SECTOR as u64..END, size - END..size] {
+            device::read_part(runner, device, part, |piece| digest.update(piece))?;
+        }
+        Ok(Some(Self { first, digest: digest.finalize().into() }))
     }
 }
 
@@ -230,7 +230,7 @@ fn bears_mark(sector: &[u8], uuid: Uuid) -> bool {
 /// they were when LVM had wiped it: no signature can have come since.
 pub fn is_untouched(runner: &Runner, device: &Path, uuid: Uuid) -> io::Result<bool> {
     let Some(ends) = Ends::read(runner, device)? else { return Ok(false) };
-    Ok(bears_mark(&ends.head, uuid) && ends.head[DIGEST] == ends.digest())
+    Ok(bears_mark(&ends.first, uuid) && ends.first[DIGEST] == ends.digest)
 }
 
 /// Whether the device bears the mark of a new volume, whoever's.
@@ -287,8 +287,7 @@ pub enum BlankError {
 /// no signature of any kind.
 pub fn prove_blank(runner: &Runner, device: &Path) -> Result<(), BlankError> {
     // blkid says "nothing found" of a device that it cannot read, too.
-    let mut head = vec![0; 1 << 20];
-    device::read_head(runner, device, &mut head)
+    device::read_part(runner, device, 0..END, |_| {})
         .map_err(|source| BlankError::Unreadable { device: device.display().to_string(), source })?;
     let args = ["--probe".as_ref(), "--output".as_ref(), "export".as_ref(), device.as_os_str()];
     let done = runner.run(Kind::Tool, "blkid", &args, None)?;
@@ -381,13 +380,13 @@ mod tests {
         let file = image(16 << 20);
         let (size, untouched) = (16 << 20, |uuid| is_untouched(&runner, file.path(), uuid).unwrap());
         // What an earlier tenant has left is of no account: LVM has wiped what it knows.
-        file.as_file().write_all_at(b"earlier", END as u64 - 7).unwrap();
+        file.as_file().write_all_at(b"earlier", END - 7).unwrap();
         mark_wiped(&runner, file.path(), uuid).unwrap();
         assert!(untouched(uuid) && !untouched(Uuid::from_u128(8)));
-        file.as_file().write_all_at(b"x", END as u64).unwrap();
-        file.as_file().write_all_at(b"x", size - END as u64 - 1).unwrap();
+        file.as_file().write_all_at(b"x", END).unwrap();
+        file.as_file().write_all_at(b"x", size - END - 1).unwrap();
         assert!(untouched(uuid), "the middle has no signatures");
-        for at in [SECTOR as u64, 4096, END as u64 - 1, size - END as u64, size - 1] {
+        for at in [SECTOR as u64, 4096, END - 1, size - END, size - 1] {
             let mut was = [0];
             file.as_file().read_exact_at(&mut was, at).unwrap();
             file.as_file().write_all_at(b"x", at).unwrap();

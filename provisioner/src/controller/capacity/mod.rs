@@ -274,6 +274,8 @@ impl Publisher {
                 }
             }
             done.withdrawn.extend(object.uid().map(|uid| (uid, Instant::now())));
+            // If it is wanted again at once, it is not there.
+            done.written.remove(name);
         }
         if !done.driver_made && !failed && settled(&nodes) {
             done.driver_made = self.make_driver().await;
