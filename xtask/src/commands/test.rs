@@ -3,6 +3,7 @@
 use std::env;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
@@ -117,24 +118,31 @@ pub fn run(command: &TestCommand) -> Result<u8> {
     Ok(u8::from(total.failed > 0))
 }
 
-/// Runs what is on clusters beside what is on plain nodes: both wait a lot.
+/// So many suites run beside each other: they wait a lot.
+const BESIDE: usize = 2;
+/// Suites that take long, the longest first.
+const LONG: [&str; 3] = ["cluster", "node", "matrix"];
+
+/// Runs the suites beside each other: who has ended one takes the next.
 fn nodes(total: &mut Count, targets: &[String], suite: Suite<'_>) {
-    let (clusters, plain): (Vec<_>, Vec<_>) = targets.iter().partition(|target| *target == "cluster");
-    let run = |targets: Vec<&String>| {
-        targets
-            .into_iter()
-            .map(|target| {
-                let title = format!("Tests on user-mode Linux: {target}");
-                suite.run(&title, target, &["--workspace", "--test", target])
-            })
-            .collect::<Vec<_>>()
+    let mut targets: Vec<&String> = targets.iter().collect();
+    targets.sort_by_key(|target| LONG.iter().position(|long| target == long).unwrap_or(LONG.len()));
+    let left = Mutex::new(targets.into_iter());
+    let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || {
+        let mut counted = Count::default();
+        while let Some(target) = next() {
+            let title = format!("Tests on user-mode Linux: {target}");
+            counted.add(suite.run(&title, target, &["--workspace", "--test", target]));
+        }
+        counted
     };
     thread::scope(|scope| {
-        let beside = scope.spawn(|| run(plain));
-        run(clusters).into_iter().for_each(|count| total.add(count));
-        match beside.join() {
-            Ok(counts) => counts.into_iter().for_each(|count| total.add(count)),
-            Err(_) => total.failed += 1,
+        for worker in (0..BESIDE).map(|_| scope.spawn(work)).collect::<Vec<_>>() {
+            match worker.join() {
+                Ok(count) => total.add(count),
+                Err(_) => total.failed += 1,
+            }
         }
     });
 }
