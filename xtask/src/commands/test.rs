@@ -1,6 +1,5 @@
 //! `cargo xtask test`.
 
-use std::env;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 use std::sync::{Mutex, PoisonError};
@@ -36,9 +35,8 @@ pub struct TestCommand {
 
 /// How long each fuzz target is run.
 pub(crate) const FUZZ_SECONDS: &str = "LVPROV_FUZZ_SECONDS";
-/// So long each where all tests are run: with two cores half a minute in all, and one where nobody waits for it.
+/// So long each where all tests are run: with two cores half a minute in all.
 const SHORT_FUZZ: &str = "5";
-const CI_FUZZ: &str = "10";
 /// How many rounds pods come and go.
 const ROUNDS: &str = "LVPROV_ROUNDS";
 const FULL_ROUNDS: &str = "1000";
@@ -208,9 +206,7 @@ fn cargo_test(mark: &str, arguments: &[&str], suite: Suite<'_>) -> Result<Count>
     if suite.nodes {
         cargo.env("LVPROV_TESTBED", "1").env("LVPROV_XTASK", xtask_binary()?);
     } else {
-        cargo
-            .env_remove("LVPROV_TESTBED")
-            .env(FUZZ_SECONDS, if env::var_os("CI").is_some() { CI_FUZZ } else { SHORT_FUZZ });
+        cargo.env_remove("LVPROV_TESTBED").env(FUZZ_SECONDS, SHORT_FUZZ);
     }
     if suite.full {
         cargo.env(ROUNDS, FULL_ROUNDS).env(FULL, "1");
