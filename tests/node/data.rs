@@ -1,5 +1,6 @@
 //! Data volumes: mounted, kept, grown, and never given to the wrong one.
 
+use crate::service::Service;
 use crate::{create, uid};
 use anyhow::{Result, ensure};
 use lvprov_tests::Test;
@@ -141,10 +142,11 @@ fn foreign(node: &Node) -> Result<()> {
     node.run(["mkswap", "-q", &device])?;
     call.mount(node)?.failure(&["swap", "not formatted"])?;
     ensure!(!call.is_mounted(node)?);
-    // One that leaves the mark of a new volume where it is.
-    create(node, "data", &uid(0x2f0), "320m")?;
+    // One that leaves the mark of the node service where it is, which says that the volume was wiped.
+    let service = Service::start(node)?;
+    service.create(&uid(0x2f0))?;
     let device = format!("/dev/vg0/pvc-{}", uid(0x2f0));
-    let call = Call::data("data", "web-0", "data-2f0", &uid(0x2f0));
+    let call = Call::data("default", "web-0", "data-2f0", &uid(0x2f0));
     node.sh(&format!("truncate -s 1m /run/swap && mkswap -q /run/swap && dd if=/run/swap of={device} bs=512 skip=1 seek=1 count=7 conv=fsync status=none"))?;
     call.mount(node)?.failure(&["swap", "not formatted"])?;
     ensure!(!call.is_mounted(node)?);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use std::{env, fs, mem, process, thread};
+use std::{env, fs, process, thread};
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::Signal;
@@ -111,18 +111,18 @@ impl Cluster {
         if options.control_only != (options.nodes == 0) || options.nodes > 100 {
             bail!("a cluster of {} nodes: 1 to 100 it can have", options.nodes);
         }
-        let mut again = true;
-        loop {
-            let cluster = Self::create(options.clone())?;
-            let Err(error) = cluster.bring_up() else { return Ok(cluster) };
-            // The machine with the logs may be gone before anybody looks.
-            let error = error.context(cluster.last_words());
-            cluster.end(true);
-            if !mem::take(&mut again) {
-                return Err(error);
-            }
+        Self::create(options.clone())?.brought_up().or_else(|error| {
             say(format!("it is started once more, since it did not come up: {error:#}"));
-        }
+            Self::create(options)?.brought_up()
+        })
+    }
+
+    fn brought_up(self) -> Result<Self> {
+        let Err(error) = self.bring_up() else { return Ok(self) };
+        // The machine with the logs may be gone before anybody looks.
+        let error = anyhow!("{error:#}{}", self.last_words());
+        self.end(true);
+        Err(error)
     }
 
     fn create(options: ClusterOptions) -> Result<Self> {
@@ -142,11 +142,11 @@ impl Cluster {
 
     /// The ends of what each node's kubelet and containerd wrote.
     fn last_words(&self) -> String {
-        let mut text = String::from("last lines of its logs:");
+        let mut text = String::new();
         for node in self.node_names() {
             for log in ["containerd.log", "kubelet.log"] {
                 let path = self.sandbox.directory().join(&node).join("logs").join(log);
-                text.push_str(&format!("\n{node}: {log}\n{}", tail(&path, 10)));
+                text.push_str(&format!("\n--- {node}: the end of {log}\n{}", tail(&path, 10)));
             }
         }
         text

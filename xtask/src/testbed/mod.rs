@@ -52,10 +52,10 @@ pub(crate) fn finish(sandbox: &Sandbox, failed: bool) {
         && let Some(name) = directory.file_name()
     {
         // One that is started once more has the same name.
-        let kept = (0..)
-            .map(|count| paths::kept_logs().join(name).with_added_extension(count.to_string()))
-            .find(|path| !path.exists());
-        let Some(kept) = kept else { return };
+        let mut kept = paths::kept_logs().join(name);
+        while kept.exists() {
+            kept.add_extension("again");
+        }
         let moved = fs::create_dir_all(paths::kept_logs()).and_then(|()| fs::rename(&directory, &kept));
         say(match moved {
             Ok(()) => format!("logs are kept in {}", kept.display()),
