@@ -1,5 +1,6 @@
 //! What Kubernetes sees: claims and pods, against the same without lvprov.
 
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -22,13 +23,14 @@ pub const COMMANDS: &str = "/run/lvprov-commands.log";
 const SMALL: &str = "bench-small";
 const SMALL_CSI: &str = "bench-small-csi";
 /// Pods of the StatefulSet.
-const REPLICAS: usize = 20;
+pub const REPLICAS: usize = 20;
 
 /// A cluster with one node, lvprov installed.
 pub struct Bench<'a> {
     cluster: &'a Cluster,
     node: ClusterNode<'a>,
     timeline: Timeline,
+    resident: RefCell<Option<Value>>,
 }
 
 impl<'a> Bench<'a> {
@@ -49,6 +51,7 @@ impl<'a> Bench<'a> {
             cluster,
             node: cluster.node(NODE)?,
             timeline: cluster.timeline(&["pods", "persistentvolumeclaims", "persistentvolumes"]),
+            resident: RefCell::default(),
         })
     }
 
@@ -303,6 +306,9 @@ impl<'a> Bench<'a> {
             let ready = |object: &Value| is(object, "Pod", pod) && is_ready(object);
             last = last.max(self.timeline.first("a ready pod", LONGEST, ready)?);
         }
+        if class.is_some() {
+            *self.resident.borrow_mut() = Some(self.resident()?);
+        }
         self.cluster.kubectl([
             "-n",
             "default",
@@ -315,16 +321,25 @@ impl<'a> Bench<'a> {
         Ok(ms(last - first))
     }
 
-    /// MiB that the node service and the controller have in memory.
+    /// MiB that the node service and the controller have resident, and how many
+    /// of them are anonymous, that is, not the code in their files.
     ///
     /// # Errors
     /// When one of them does not run here.
     pub fn resident(&self) -> Result<Value> {
-        let of = |what: &str| -> Result<f64> {
-            let script = format!("awk '/VmRSS/ {{print $2}}' /proc/$(pgrep -o -f '^/lvprov[ -]{what}')/status");
-            Ok(self.node.sh(&script)?.trim().parse::<f64>()? / 1024.0)
+        let of = |what: &str| -> Result<Value> {
+            let script = format!("awk '/VmRSS|RssAnon/ {{print $2}}' /proc/$(pgrep -o -f '^/lvprov[ -]{what}')/status");
+            let kib = self.node.sh(&script)?;
+            let mut mib = kib.lines().map(|kib| kib.trim().parse::<f64>().map(|kib| kib / 1024.0));
+            let mut next = || mib.next().context("VmRSS and RssAnon")?.map_err(anyhow::Error::from);
+            Ok(json!({"all": next()?, "anonymous": next()?}))
         };
         Ok(json!({"node service": of("node")?, "controller": of("controller")?}))
+    }
+
+    /// The same, when the pods of the last StatefulSet with claims were all ready.
+    pub fn resident_with_volumes(&self) -> Option<Value> {
+        self.resident.borrow().clone()
     }
 
     /// The node, for what is asked of the machine.

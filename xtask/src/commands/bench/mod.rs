@@ -9,7 +9,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use self::cluster::{Bench, COMMANDS};
+use self::cluster::{Bench, COMMANDS, REPLICAS};
 use self::rows::{Row, print_table};
 use crate::progress::{say, step};
 use crate::setup::{self, binaries, packages};
@@ -174,7 +174,10 @@ fn measure_kubernetes(
         measure(rows, "StatefulSets", &|| bench.stateful_sets(options.sets))?;
     }
     let mut machine = machine(bench.node(), options.profile, &format!(", Kubernetes {}", bench.kubernetes()?))?;
-    machine["resident MiB"] = bench.resident()?;
+    machine["resident MiB"] = json!({"at the end": bench.resident()?});
+    if let Some(resident) = bench.resident_with_volumes() {
+        machine["resident MiB"][format!("with {REPLICAS} volumes mounted")] = resident;
+    }
     Ok(machine)
 }
 

@@ -72,9 +72,11 @@ pub fn print_table(machine: &Value, rows: &[Row]) {
     for row in rows {
         println!("{}", row.line());
     }
-    let resident = machine["resident MiB"].as_object();
-    for (who, mib) in resident.into_iter().flatten() {
-        println!("{who} in memory: {:.1} MiB", mib.as_f64().unwrap_or(f64::NAN));
+    for (when, resident) in machine["resident MiB"].as_object().into_iter().flatten() {
+        for (who, mib) in resident.as_object().into_iter().flatten() {
+            let of = |what: &str| mib[what].as_f64().unwrap_or(f64::NAN);
+            println!("{who} in memory, {when}: {:.1} MiB, {:.1} MiB of it anonymous", of("all"), of("anonymous"));
+        }
     }
 }
 
