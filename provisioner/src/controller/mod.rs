@@ -5,6 +5,7 @@
 //! and of capacity at each node. It keeps nothing on disk: all it knows it reads from
 //! the API and the nodes again after a restart.
 
+mod api;
 mod calls;
 mod capacity;
 pub(crate) mod claim;
@@ -170,7 +171,7 @@ async fn serve(args: Args) -> Result<(), ControllerError> {
     };
     tokio::pin!(told_to_stop);
 
-    let client = Client::try_default().await.map_err(|error| ControllerError::Client(Box::new(error)))?;
+    let client = api::client().await.map_err(|error| ControllerError::Client(Box::new(error)))?;
     let identity = args.identity.clone().unwrap_or_else(host_name);
     let election = Election::new(client.clone(), &args.namespace, identity.clone());
     info!(identity, namespace = args.namespace, "waiting for the Lease");

@@ -13,7 +13,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::{FutureExt, StreamExt, stream};
+use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::storage::v1::{CSIDriver, CSIDriverSpec, CSIStorageCapacity, StorageClass};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement, OwnerReference};
@@ -46,7 +46,8 @@ struct Done {
     written: HashMap<String, (Published, Instant)>,
     /// Withdrawn, by UID: one of the same name may have come since.
     withdrawn: HashMap<String, Instant>,
-    driver_made: bool,
+    /// When the CSIDriver was last there.
+    driver_made: Option<Instant>,
     /// Whether nodes share objects.
     shares: bool,
 }
@@ -61,6 +62,10 @@ impl Done {
 /// How long changes are gathered where nodes share objects: each may cost new
 /// objects of thousands of nodes.
 const GATHER: Duration = Duration::from_secs(1);
+/// The same where each node has its own.
+const GATHER_SHORTLY: Duration = Duration::from_millis(5);
+/// The CSIDriver is made anew if somebody deletes it: looked at so often.
+const DRIVER_EVERY: Duration = Duration::from_secs(600);
 /// So many are written at the same time.
 const AT_ONCE: usize = 8;
 /// After a write that failed.
@@ -147,6 +152,30 @@ fn driver_object() -> CSIDriver {
     }
 }
 
+/// Takes one event of the watch. No: there will be no more.
+fn goes_on<T>(changed: Option<Result<T, watcher::Error>>) -> bool {
+    if let Some(Err(error)) = &changed {
+        warn!(%error, "cannot watch the CSIStorageCapacity objects");
+    }
+    changed.is_some()
+}
+
+/// Deletes an object, and gives it back once that is done. None: it was not.
+async fn withdraw(
+    api: Api<CSIStorageCapacity>,
+    (name, uid): (String, Option<String>),
+) -> Option<(String, Option<String>)> {
+    match api.delete(&name, &DeleteParams::default()).await {
+        Ok(_) => info!(name, "withdrew a capacity"),
+        Err(error) if is_not_found(&error) => {}
+        Err(error) => {
+            warn!(name, %error, "cannot withdraw the capacity");
+            return None;
+        }
+    }
+    Some((name, uid))
+}
+
 /// Keeps the objects right.
 pub struct Publisher {
     /// To the API server.
@@ -173,8 +202,8 @@ impl Publisher {
         let api: Api<CSIStorageCapacity> = Api::namespaced(self.client.clone(), &self.namespace);
         let (objects, writer) = store::<CSIStorageCapacity>();
         let config = watcher::Config::default().labels(&format!("{MANAGED_BY}={DRIVER}"));
-        let watch =
-            watcher(api.clone(), config).default_backoff().modify(slim::capacity).reflect(writer).touched_objects();
+        // The end of a list, too, is news: what it does not bring has gone.
+        let watch = watcher(api.clone(), config).default_backoff().modify(slim::capacity).reflect(writer);
         let mut watch = pin!(watch);
         let mut news = self.nodes.news();
         // A class or a node that the watches have not brought yet is none that
@@ -188,33 +217,38 @@ impl Publisher {
         let mut again = Some(Duration::ZERO);
         loop {
             tokio::select! {
-                changed = watch.next() => match changed {
-                    Some(Ok(_)) => {}
-                    Some(Err(error)) => warn!(%error, "cannot watch the CSIStorageCapacity objects"),
-                    None => return,
-                },
+                changed = watch.next() => if !goes_on(changed) { return },
                 result = &mut ready, if !is_ready => is_ready = result.is_ok(),
                 // Lagging behind is no loss: everything is looked at below.
                 _ = news.recv() => {}
                 _ = class_changed.recv() => {}
                 () = tokio::time::sleep(again.unwrap_or(Duration::MAX)), if again.is_some() => {}
             }
-            if done.shares {
-                tokio::time::sleep(GATHER).await;
-            }
-            // Everything is looked at below, so what came meanwhile is old.
-            while !matches!(news.try_recv(), Err(TryRecvError::Empty | TryRecvError::Closed)) {}
-            while let Some(Some(changed)) = watch.next().now_or_never() {
-                if let Err(error) = changed {
-                    warn!(%error, "cannot watch the CSIStorageCapacity objects");
-                    break;
+            // Everything is looked at below, so what comes meanwhile is old. The watch is read all
+            // the time: it gives what has come piece by piece, and lags behind where it has to wait.
+            let mut gathered = pin!(tokio::time::sleep(if done.shares { GATHER } else { GATHER_SHORTLY }));
+            loop {
+                tokio::select! {
+                    () = &mut gathered => break,
+                    changed = watch.next() => if !goes_on(changed) { return },
                 }
             }
+            while !matches!(news.try_recv(), Err(TryRecvError::Empty | TryRecvError::Closed)) {}
             if !is_ready {
                 again = None;
                 continue;
             }
-            again = self.round(&api, &objects, &mut done).await;
+            let mut round = pin!(self.round(&api, &objects, &mut done));
+            let mut more = false;
+            again = loop {
+                tokio::select! {
+                    again = &mut round => break again,
+                    changed = watch.next() => if !goes_on(changed) { return } else { more = true },
+                }
+            };
+            if more {
+                again = Some(Duration::ZERO);
+            }
         }
     }
 
@@ -256,37 +290,40 @@ impl Publisher {
             }
         }
         drop(writes);
-        for (name, object) in &there {
-            let class = &object.storage_class_name;
-            let keep = || wanted.keep.contains(name) || wanted.keep_all_of.contains(class);
-            // What takes the place of a shared one comes first, or its nodes would be refused meanwhile.
-            let awaits = || failed && wanted.shared.contains(class);
-            if wanted.publish.contains_key(name) || keep() || awaits() {
+        // What takes the place of a shared one comes first, or its nodes would be refused meanwhile.
+        let awaits = |class: &String| failed && wanted.shared.contains(class);
+        let goes = |name: &String, class: &String| {
+            let keep = wanted.keep.contains(name) || wanted.keep_all_of.contains(class);
+            !(wanted.publish.contains_key(name) || keep || awaits(class))
+        };
+        let gone = there.iter().filter(|(name, object)| goes(name, &object.storage_class_name));
+        let gone: Vec<_> = gone.map(|(name, object)| (name.clone(), object.uid())).collect();
+        let mut deletions =
+            stream::iter(gone.into_iter().map(|one| withdraw(api.clone(), one))).buffer_unordered(AT_ONCE);
+        while let Some(withdrawn) = deletions.next().await {
+            let Some((name, uid)) = withdrawn else {
+                failed = true;
                 continue;
-            }
-            match api.delete(name, &DeleteParams::default()).await {
-                Ok(_) => info!(name, "withdrew a capacity"),
-                Err(error) if is_not_found(&error) => {}
-                Err(error) => {
-                    warn!(name, %error, "cannot withdraw the capacity");
-                    failed = true;
-                    continue;
-                }
-            }
-            done.withdrawn.extend(object.uid().map(|uid| (uid, Instant::now())));
+            };
+            done.withdrawn.extend(uid.map(|uid| (uid, Instant::now())));
             // If it is wanted again at once, it is not there.
-            done.written.remove(name);
+            done.written.remove(&name);
         }
-        if !done.driver_made && !failed && settled(&nodes) {
-            done.driver_made = self.make_driver().await;
-            failed = !done.driver_made;
+        drop(deletions);
+        let due = done.driver_made.is_none_or(|at| at.elapsed() >= DRIVER_EVERY);
+        if due && !failed && settled(&nodes) {
+            match self.make_driver().await {
+                true => done.driver_made = Some(Instant::now()),
+                false => failed = true,
+            }
         }
-        match (failed, awaited) {
-            (true, _) => Some(RETRY),
-            // What the watch has not brought by then is written again.
-            (false, true) => Some(wanted.again.map_or(WATCH_LAG, |again| again.min(WATCH_LAG))),
-            (false, false) => wanted.again,
+        if failed {
+            return Some(RETRY);
         }
+        // What the watch has not brought by then is written again.
+        let unseen = awaited.then_some(WATCH_LAG);
+        let driver = done.driver_made.map(|at| DRIVER_EVERY.saturating_sub(at.elapsed()).max(RETRY));
+        [unseen, wanted.again, driver].into_iter().flatten().min()
     }
 
     /// What was written. None: it was not.

@@ -24,6 +24,9 @@ use crate::names::DRIVER;
 /// below what etcd takes.
 const MOST_NODES: usize = 2000;
 
+/// One of so many nodes that is not heard of yet holds up nobody.
+const FEW_OF: usize = 8;
+
 /// What there is on a node, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Room {
@@ -163,8 +166,9 @@ impl Wanted {
     }
 
     fn share(&mut self, class: String, known: &[(&str, Known)], said: &HashMap<(&str, &str), Room>) {
-        // After a start there will be another report in a moment, and thousands of moments.
-        if known.iter().any(|(_, known)| matches!(known, Known::NotYet)) {
+        // After a start there will be another report in a moment, and thousands of moments. Later a
+        // few new nodes must not keep what is known of all others from being told.
+        if known.iter().filter(|(_, known)| matches!(known, Known::NotYet)).count() * FEW_OF > known.len() {
             self.keep_all_of.insert(class);
             return;
         }
@@ -178,12 +182,11 @@ impl Wanted {
         for (node, known) in known {
             let room = match known {
                 Known::Has(room) => Some(room.rounded()),
-                Known::Silent(left) => {
-                    self.look_within(*left);
-                    said.get(&(class.as_str(), node)).map(|room| room.rounded())
-                }
-                Known::NotYet => None,
+                Known::Silent(_) | Known::NotYet => said.get(&(class.as_str(), node)).map(|room| room.rounded()),
             };
+            if let Known::Silent(left) = known {
+                self.look_within(*left);
+            }
             if let Some(room) = room {
                 groups.entry((room, part(node))).or_default().push((*node).to_owned());
             }
@@ -359,6 +362,19 @@ mod tests {
         let wanted = shared(&connecting, &said);
         assert!(wanted.publish.is_empty() && wanted.keep.is_empty());
         assert_eq!(wanted.keep_all_of, BTreeSet::from(["fast".to_owned()]));
+    }
+
+    #[test]
+    fn a_few_nodes_not_heard_of_yet_hold_up_nobody() {
+        let said = HashMap::from([(("fast", "back"), Room { free: 96, largest: 96 })]);
+        let many = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n"];
+        let mut nodes: Vec<View> = many.iter().map(|name| up(name, "vg0", 0)).collect();
+        nodes.extend([node("back", State::Connecting), node("new", State::Connecting)]);
+        let wanted = shared(&nodes, &said);
+        assert_eq!(groups(&wanted), [(many.to_vec(), 0), (vec!["back"], 96)]);
+        assert!(wanted.keep_all_of.is_empty());
+        nodes.push(node("newer", State::Connecting));
+        assert_eq!(shared(&nodes, &said).keep_all_of, BTreeSet::from(["fast".to_owned()]));
     }
 
     #[test]

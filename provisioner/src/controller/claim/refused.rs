@@ -57,7 +57,9 @@ pub(super) fn next(status: &Status) -> Next {
         Code::ResourceExhausted => Next::HandBack(Reason::NotEnoughSpace),
         Code::FailedPrecondition => Next::HandBack(Reason::NoVolumeGroup),
         Code::Unavailable if !sent_by_node(status) => Next::Unreachable,
-        Code::Unavailable => Next::RetryThenHandBack,
+        // It did not answer in time, as each time where its LVM hangs: our limit for a call is
+        // shorter than the node's for a lock or a command.
+        Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded => Next::RetryThenHandBack,
         // A volume of this name, with another layout; a request that the node
         // does not understand or does not take from us. The same will be said
         // again.

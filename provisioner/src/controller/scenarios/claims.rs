@@ -314,6 +314,21 @@ async fn a_node_whose_lvm_fails_is_told_of_and_in_the_end_given_up() {
     assert_eq!(running.await.unwrap().unwrap(), Action::await_change());
 }
 
+/// Our limit for a call is shorter than what the node allows its LVM.
+#[tokio::test]
+async fn a_node_whose_lvm_hangs_is_given_up_in_the_end() {
+    for status in [Status::cancelled("Timeout expired"), Status::deadline_exceeded("too slow")] {
+        let mut scene = Scene::new(with_node()).await;
+        Arc::get_mut(&mut scene.ctx).unwrap().patience = Duration::ZERO;
+        scene.node.refuse(status);
+        let running = tokio::spawn(reconcile(parsed(claim()), scene.ctx.clone()));
+        expect_hand_back(&mut scene.api).await;
+        let note = scene.api.expect_event("shop", "ProvisioningFailed").await;
+        assert!(note.contains("The scheduler chooses another one"), "{note}");
+        assert_eq!(running.await.unwrap().unwrap(), Action::await_change());
+    }
+}
+
 #[tokio::test]
 async fn a_call_that_was_cut_off_is_asked_of_the_same_node_again() {
     let mut scene = Scene::new(with_node()).await;

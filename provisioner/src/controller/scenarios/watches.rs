@@ -24,10 +24,18 @@ where
     writer.apply_watcher_event(&Event::InitDone);
 }
 
-#[tokio::test]
-async fn a_new_leader_withdraws_no_capacity_before_it_knows_classes_and_nodes() {
-    let mut scene = Scene::new(World::default()).await;
-    let (classes, mut class_writer) = store::<StorageClass>();
+/// Of a new leader, whose watches have brought nothing yet.
+struct Publishing {
+    scene: Scene,
+    changed: broadcast::Sender<ClassChanged>,
+    class_writer: Writer<StorageClass>,
+    node_objects: Objects<Node>,
+    running: tokio::task::JoinHandle<()>,
+}
+
+async fn publishing() -> Publishing {
+    let scene = Scene::new(World::default()).await;
+    let (classes, class_writer) = store::<StorageClass>();
     let node_objects = Objects::default();
     let nodes = scene.ctx.nodes.clone();
     let publisher = Publisher {
@@ -41,25 +49,38 @@ async fn a_new_leader_withdraws_no_capacity_before_it_knows_classes_and_nodes() 
         share_from: 0,
     };
     let (changed, _) = broadcast::channel(8);
-    let publishing = tokio::spawn(publisher.run(changed.subscribe()));
+    let running = tokio::spawn(publisher.run(changed.subscribe()));
+    Publishing { scene, changed, class_writer, node_objects, running }
+}
+
+fn capacities(items: &[&Value]) -> Value {
+    json!({
+        "apiVersion": "storage.k8s.io/v1", "kind": "CSIStorageCapacityList",
+        "metadata": {"resourceVersion": "5"}, "items": items,
+    })
+}
+
+fn brings_nodes(objects: &Objects<Node>) {
+    for event in [Event::Init, Event::InitApply(serde_json::from_value(node_object()).unwrap()), Event::InitDone] {
+        objects.take(event);
+    }
+}
+
+#[tokio::test]
+async fn a_new_leader_withdraws_no_capacity_before_it_knows_classes_and_nodes() {
+    let Publishing { mut scene, changed, mut class_writer, node_objects, running } = publishing().await;
     let stale = json!({
         "metadata": {"name": "lvprov-stale", "namespace": "ns", "uid": "stale", "resourceVersion": "5"},
         "storageClassName": "gone",
     });
-    let list = json!({
-        "apiVersion": "storage.k8s.io/v1", "kind": "CSIStorageCapacityList",
-        "metadata": {"resourceVersion": "5"}, "items": [stale],
-    });
-    scene.api.expect("GET", CAPACITIES).await.answer(200, list);
+    scene.api.expect("GET", CAPACITIES).await.answer(200, capacities(&[&stale]));
     let _watch = scene.api.expect("GET", CAPACITIES).await;
     // The objects are known, a class has changed: still nothing may happen.
     changed.send(ClassChanged::Any).unwrap();
     scene.api.expect_nothing_more().await;
     brings(&mut class_writer, vec![class()]);
     scene.api.expect_nothing_more().await;
-    for event in [Event::Init, Event::InitApply(serde_json::from_value(node_object()).unwrap()), Event::InitDone] {
-        node_objects.take(event);
-    }
+    brings_nodes(&node_objects);
     // Now what there is is published, and only what there is not withdrawn.
     let asked = scene.api.handle.next_request().await.unwrap();
     assert_eq!(asked.0.method(), "PATCH");
@@ -73,7 +94,51 @@ async fn a_new_leader_withdraws_no_capacity_before_it_knows_classes_and_nodes() 
         changed.send(ClassChanged::Any).unwrap();
         scene.api.expect_nothing_more().await;
     }
-    publishing.abort();
+    running.abort();
+}
+
+#[tokio::test]
+async fn a_capacity_that_a_new_list_lacks_is_published_anew_and_at_once() {
+    let Publishing { mut scene, changed: _changed, mut class_writer, node_objects, running } = publishing().await;
+    brings(&mut class_writer, vec![class()]);
+    brings_nodes(&node_objects);
+    scene.api.expect("GET", CAPACITIES).await.answer(200, capacities(&[]));
+    let (mut watch, mut published) = (None, None);
+    // The watch begins, and what there is is published, in whatever order.
+    while watch.is_none() || published.is_none() {
+        let (request, answer) = tokio::time::timeout(SOON, scene.api.handle.next_request()).await.unwrap().unwrap();
+        match request.method().as_str() {
+            "GET" => watch = Some(answer),
+            _ => {
+                let mut object: Value =
+                    serde_json::from_slice(&request.into_body().collect_bytes().await.unwrap()).unwrap();
+                object["metadata"]["uid"] = json!("u");
+                object["metadata"]["resourceVersion"] = json!("6");
+                answer.send_response(Response::new(Body::from(serde_json::to_vec(&object).unwrap())));
+                published = Some(object);
+            }
+        }
+    }
+    let driver = "/apis/storage.k8s.io/v1/csidrivers/lvm.lvprov.io";
+    scene.api.expect("PATCH", driver).await.answer(200, json!({"metadata": {}, "spec": {}}));
+    // The watch shows it, and breaks; when it is back the object has gone.
+    let object = published.unwrap();
+    let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+    let expired = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410, "reason": "Expired"});
+    let lines =
+        format!("{}\n{}\n", json!({"type": "ADDED", "object": object}), json!({"type": "ERROR", "object": expired}));
+    watch.unwrap().send_response(Response::new(Body::from(lines.into_bytes())));
+    scene.api.expect("GET", CAPACITIES).await.answer(200, capacities(&[]));
+    let mut again = Vec::new();
+    while again.len() < 2 {
+        let (request, answer) = tokio::time::timeout(SOON, scene.api.handle.next_request()).await.unwrap().unwrap();
+        again.push(format!("{} {}", request.method(), request.uri().path()));
+        // Neither is answered: the first is the watch, which goes on.
+        std::mem::forget(answer);
+    }
+    again.sort();
+    assert_eq!(again, [format!("GET {CAPACITIES}"), format!("PATCH {CAPACITIES}/{name}")]);
+    running.abort();
 }
 
 #[tokio::test]
