@@ -9,6 +9,7 @@ use crate::lock::{Lock, LockError};
 use crate::mounts::{self, Mount};
 use crate::names::{ClaimUid, LvName, Namespace, VgName};
 use crate::report::{LogicalVolume, ReportError};
+use crate::unfinished;
 use crate::volume::{ExtendError, Lvm, device};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -202,9 +203,10 @@ pub(crate) fn note_known(node: &Path) {
     });
 }
 
-/// The device is one no more.
+/// The device is one no more, or about to be removed.
 pub(crate) fn forget_known(node: &Path) {
     let _ = known_at(node).and_then(std::fs::remove_file);
+    let _ = unfinished::end(node);
 }
 
 impl Lvm {
@@ -300,6 +302,8 @@ impl Lvm {
             });
         }
         std::fs::create_dir_all(&request.target).map_err(at_path(&request.target))?;
+        // From here on it may be in use.
+        unfinished::end(node).map_err(at_path(node))?;
         let data = request.options.data.join(",");
         // The file system itself always for writing: other pods may have it
         // mounted so, and only this mount of it is made read-only.
@@ -370,9 +374,12 @@ impl Lvm {
                 // Ours, but its mkfs was cut off: nobody has ever written to it.
                 let again = unfinished.is_some_and(|superblock| superblock.uuid == uuid);
                 if !again && !filesystem::is_untouched(&self.runner, node, uuid).map_err(at_path(node))? {
-                    // Two proofs: nothing that anybody would know, and our own mark.
+                    // Two proofs: nothing that anybody would know, and our own mark, or the note
+                    // of the mkfs that has overwritten it.
                     filesystem::prove_blank(&self.runner, node)?;
-                    if !filesystem::is_new(&self.runner, node, uuid).map_err(at_path(node))? {
+                    if !unfinished::is_begun(node)
+                        && !filesystem::is_new(&self.runner, node, uuid).map_err(at_path(node))?
+                    {
                         return Err(PublishDataError::NotNew {
                             vg: request.vg.clone(),
                             lv: request.lv.clone(),
@@ -381,6 +388,8 @@ impl Lvm {
                     }
                 }
                 let new = NewFs { fs: request.fs, uuid, quota: false, again, options: &request.mkfs };
+                // Where it cannot be noted, an mkfs that is cut off is left for repair.
+                let _ = unfinished::begin(node);
                 filesystem::make(&self.runner, lock.fd(), node, &new)?;
                 Superblock { fs: request.fs, uuid, complete: true }
             }

@@ -35,6 +35,7 @@ pub mod snapshot;
 pub mod thin;
 pub mod trash;
 pub mod trouble;
+mod unfinished;
 pub mod volume;
 pub mod wipe;
 mod xattr;

@@ -3,6 +3,7 @@
 //! Every change is one lvm command under its group's lock. Where the answer is
 //! not yet known, one report is asked for, and never more than a decision needs.
 
+use crate::clock::now;
 use crate::command::{CGROUP, CommandError, Kind, Runner};
 use crate::config::NodeConfig;
 use crate::fault;
@@ -77,6 +78,24 @@ impl CreateData {
         CreateError::Conflict { vg: self.vg.clone(), name: self.name.clone(), reason: reason.to_owned() }
     }
 }
+
+/// What an earlier call has left of a data volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Marked as new, or formatted for its owner.
+    Whole,
+    /// Nothing was ever written to it.
+    Unwritten,
+    /// Neither of the two. Mostly that call was cut off before it could wipe and
+    /// mark it: then whatever it holds is a former owner's. But a volume in use
+    /// that has lost its superblock looks the same, and one that is asked for again
+    /// long after it was made may have been in use, as the API server's data may
+    /// have been restored from a backup.
+    Unmarked,
+}
+
+/// In seconds: for longer nobody goes on with a call that was cut off, unless the node is away.
+const A_DAY: i64 = 24 * 3600;
 
 /// A volume that was made just now, or found.
 pub(crate) struct Begun {
@@ -552,7 +571,15 @@ impl Lvm {
         if found.marks.intent.block {
             return Err(request.conflict("it is a raw block volume, and one with a file system was asked for"));
         }
-        if !found.open && !self.is_whole(&mut lock, &found, uuid)? {
+        let state = if found.open { State::Whole } else { self.state(&mut lock, &found, uuid)? };
+        if state == State::Unmarked && now().saturating_sub(found.created) > A_DAY {
+            return Err(request.conflict(
+                "it has neither a file system that is known nor the mark of a new volume, and was made more than a day \
+                 ago: there may be data on it whose superblock is lost. If it is of no use, remove it with lvremove, \
+                 and the volume is made again",
+            ));
+        }
+        if state != State::Whole {
             self.lvremove(&mut lock, &found.vg, &found.name)?;
             // It took room of its own until now.
             let disks = match request.layout {
@@ -643,13 +670,10 @@ impl Lvm {
         Ok(self.check_pool(lock, &request.vg, size)?)
     }
 
-    /// Whether a data volume that an earlier call made is ready for its owner:
-    /// marked as new, or formatted for it. If it is neither, that call was cut
-    /// off before it could wipe and mark it; whatever it holds is a former
-    /// owner's, since nobody is given a claim's volume before it is marked.
-    fn is_whole(&self, lock: &mut Lock, found: &LogicalVolume, uuid: Uuid) -> Result<bool, CreateError> {
+    /// How far an earlier call came with a closed data volume.
+    fn state(&self, lock: &mut Lock, found: &LogicalVolume, uuid: Uuid) -> Result<State, CreateError> {
         if found.half_made {
-            return Ok(false);
+            return Ok(State::Unwritten);
         }
         let node = device(&found.vg, &found.name);
         if !found.active {
@@ -658,7 +682,7 @@ impl Lvm {
                 Err(CommandError::Failed { stderr, .. })
                     if found.layout == Layout::Thin && stderr.contains("No data available") =>
                 {
-                    return Ok(false);
+                    return Ok(State::Unwritten);
                 }
                 other => other?,
             }
@@ -668,7 +692,11 @@ impl Lvm {
             Ok(superblock.is_some_and(|superblock| superblock.uuid == uuid)
                 || filesystem::is_new(&self.runner, &node, uuid)?)
         };
-        whole().map_err(|source| CreateError::Device { device: node.display().to_string(), source })
+        match whole() {
+            Ok(true) => Ok(State::Whole),
+            Ok(false) => Ok(State::Unmarked),
+            Err(source) => Err(CreateError::Device { device: node.display().to_string(), source }),
+        }
     }
 
     /// Makes the logical volume of a log volume, under the group's lock that

@@ -2,12 +2,12 @@
 
 use crate::service::Service;
 use crate::{create, uid};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lvprov_tests::Test;
 use lvprov_tests::driver::{Call, call};
 use xtask::testbed::Node;
 
-pub const TESTS: [Test<Node>; 15] = [
+pub const TESTS: [Test<Node>; 16] = [
     ("data::init_says_what_the_driver_can_do", init),
     ("data::files_stay_over_unmount_and_deactivation", files_stay),
     ("data::ext4_works_as_xfs_does", ext4),
@@ -20,6 +20,7 @@ pub const TESTS: [Test<Node>; 15] = [
     ("data::a_volume_that_is_gone_is_said_to_be_gone", gone),
     ("data::growth_is_online_repeatable_and_bounded", growth),
     ("data::an_interrupted_mkfs_is_done_again", interrupted_mkfs),
+    ("data::an_mkfs_that_left_neither_mark_nor_superblock_is_done_again", mkfs_left_nothing),
     ("data::a_used_volume_without_its_superblock_is_not_formatted", lost_superblock),
     ("data::a_suspended_device_is_said_to_be_suspended", suspended),
     ("data::a_kubelet_root_behind_a_link_is_unmounted_too", linked_root),
@@ -204,6 +205,39 @@ fn interrupted_mkfs(node: &Node) -> Result<()> {
     call.mount(node)?.success()?;
     node.run(["touch", &format!("{}/file", call.directory())])?;
     call.unmount(node)?.success()
+}
+
+/// mke2fs overwrites the mark first, and writes the superblock last.
+fn mkfs_left_nothing(node: &Node) -> Result<()> {
+    create(node, "data", &uid(14), "64m")?;
+    let device = format!("/dev/vg0/pvc-{}", uid(14));
+    let call = Call::data("data", "web-0", "data-14", &uid(14)).fs("ext4");
+    let mke2fs = node.sh("readlink -f $(command -v mkfs.ext4)")?;
+    let mke2fs = mke2fs.trim();
+    // The real one, of whose work all is there but the last write.
+    node.write_file(
+        "/run/mke2fs",
+        format!(
+            "#!/bin/sh\n/run/mkfs/mkfs.ext4 \"$@\" || exit\n\
+             dd if=/dev/zero of={device} bs=4096 count=1 conv=notrunc,fsync status=none\nexit 1\n"
+        ),
+    )?;
+    node.sh(&format!(
+        "mkdir -p /run/mkfs && cp {mke2fs} /run/mkfs/mkfs.ext4 && chmod +x /run/mke2fs && mount --bind /run/mke2fs {mke2fs}"
+    ))?;
+    let answer = call.mount(node);
+    node.sh(&format!("umount {mke2fs}"))?;
+    answer?.failure(&["mkfs.ext4", "exit status: 1"]).context("mkfs was cut off")?;
+    ensure!(!call.is_mounted(node)?);
+    ensure!(node.sh("ls /var/lib/lvprov/mkfs")?.trim().starts_with("LVM-"), "it is not noted");
+
+    call.mount(node)?.success()?;
+    ensure!(node.sh("ls /var/lib/lvprov/mkfs")?.trim().is_empty(), "it is still noted");
+    node.run(["touch", &format!("{}/file", call.directory())])?;
+    call.unmount(node)?.success()?;
+    // From now on it is one in use.
+    node.sh(&format!("dd if=/dev/zero of={device} bs=4096 count=1 conv=notrunc,fsync status=none"))?;
+    call.mount(node)?.failure(&["superblock may be damaged", "Nothing is formatted", "e2fsck"])
 }
 
 /// With its first superblock gone a volume looks blank to blkid; its data can

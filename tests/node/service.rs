@@ -9,9 +9,10 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 use xtask::testbed::Node;
 
-pub const TESTS: [Test<Node>; 17] = [
+pub const TESTS: [Test<Node>; 18] = [
     ("service::a_creation_is_one_change_and_one_report", one_creation),
     ("service::the_same_request_is_the_same_volume", same_request),
+    ("service::an_old_volume_without_its_superblock_is_not_made_anew", damaged_and_old),
     ("service::a_volume_in_use_anywhere_is_not_removed", in_use),
     ("service::what_is_not_ours_is_left", not_ours),
     ("service::changes_by_driver_and_admin_are_reported", reported),
@@ -231,6 +232,40 @@ fn same_request(node: &Node) -> Result<()> {
     ensure!(!exists(node, &id)?);
     ensure!(service.delete(&id)?["deleted"] == true, "the second time");
     refused(&["delete", &format!("vg9/pvc-{id}")], "Unavailable", &["no volume group vg9", "disk missing"])?;
+    Ok(())
+}
+
+/// The API server's data are from a backup, and say nothing of a volume that has
+/// been in use since, and has lost its superblock: the claim asks for it again.
+fn damaged_and_old(node: &Node) -> Result<()> {
+    let service = Service::start(node)?;
+    let id = uid(0x20e);
+    service.create(&id)?;
+    let call = Call::data("default", "web-0", "service-14", &id);
+    call.mount(node)?.success()?;
+    call.unmount(node)?.success()?;
+    node.sh(&format!("dd if=/dev/zero of=/dev/vg0/pvc-{id} bs=4096 count=1 conv=notrunc,fsync status=none"))?;
+    let lv_uuid = || node.run(["lvs", "--noheadings", "-o", "lv_uuid", &format!("vg0/pvc-{id}")]);
+    let used = lv_uuid()?;
+    // Made long ago, as lvs tells.
+    node.sh(&format!(
+        "vgcfgbackup -qq -f /run/vg0.cfg vg0\n\
+         sed -i '/pvc-{id} {{/,/creation_time/ s/creation_time = .*/creation_time = 1700000000/' /run/vg0.cfg\n\
+         vgcfgrestore -qq --yes --force -f /run/vg0.cfg vg0"
+    ))?;
+    let answer = service.ask(&["create", &id, SIZE])?;
+    let message = answer["message"].as_str().unwrap_or("");
+    ensure!(answer["code"] == "AlreadyExists" && message.contains("more than a day ago"), "{answer}");
+    ensure!(lv_uuid()? == used, "it was made anew");
+    // What to do is in the message.
+    node.run(["lvremove", "-qq", "-y", &format!("vg0/pvc-{id}")])?;
+    service.create(&id)?;
+    // One made just now was cut off before it was marked, and is nobody's yet.
+    let new = lv_uuid()?;
+    node.sh(&format!("dd if=/dev/zero of=/dev/vg0/pvc-{id} bs=4096 count=1 conv=notrunc,fsync status=none"))?;
+    service.create(&id)?;
+    ensure!(lv_uuid()? != new, "it was not made anew");
+    service.delete(&id)?;
     Ok(())
 }
 

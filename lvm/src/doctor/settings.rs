@@ -97,6 +97,15 @@ pub fn look(settings: &Settings, scope: &Scope, groups: &[Group], found: &mut Ve
             "set backup=1, the default",
         ));
     }
+    if settings.number("allocation/use_blkid_wiping") == Some(0) {
+        found.push(Finding::warning(
+            "lvm-no-blkid-wiping",
+            "lvm.conf: allocation/use_blkid_wiping",
+            "LVM wipes few kinds of signatures from a new volume: where one of an earlier owner is left, the first \
+             mount is refused",
+            "set use_blkid_wiping=1, the default",
+        ));
+    }
     look_at_archive(settings, found);
 }
 
@@ -214,6 +223,7 @@ mod tests {
         assert!(ids("").is_empty());
         assert_eq!(ids("global {\n\tactivation=0\n}"), ["lvm-no-activation"]);
         assert_eq!(ids("backup {\n\tbackup=0\n\tarchive=0\n}"), ["lvm-no-backup"]);
+        assert_eq!(ids("allocation {\n\tuse_blkid_wiping=0\n}\nbackup {\n\tarchive=0\n}"), ["lvm-no-blkid-wiping"]);
     }
 
     proptest! {
