@@ -97,47 +97,98 @@ async fn a_new_leader_withdraws_no_capacity_before_it_knows_classes_and_nodes() 
     running.abort();
 }
 
-#[tokio::test]
-async fn a_capacity_that_a_new_list_lacks_is_published_anew_and_at_once() {
-    let Publishing { mut scene, changed: _changed, mut class_writer, node_objects, running } = publishing().await;
-    brings(&mut class_writer, vec![class()]);
-    brings_nodes(&node_objects);
-    scene.api.expect("GET", CAPACITIES).await.answer(200, capacities(&[]));
-    let (mut watch, mut published) = (None, None);
-    // The watch begins, and what there is is published, in whatever order.
-    while watch.is_none() || published.is_none() {
-        let (request, answer) = tokio::time::timeout(SOON, scene.api.handle.next_request()).await.unwrap().unwrap();
-        match request.method().as_str() {
-            "GET" => watch = Some(answer),
-            _ => {
-                let mut object: Value =
-                    serde_json::from_slice(&request.into_body().collect_bytes().await.unwrap()).unwrap();
-                object["metadata"]["uid"] = json!("u");
-                object["metadata"]["resourceVersion"] = json!("6");
-                answer.send_response(Response::new(Body::from(serde_json::to_vec(&object).unwrap())));
-                published = Some(object);
+/// The API server, without any capacity: lists are answered, watches kept.
+struct Empty {
+    api: ApiServer,
+    watches: Vec<SendResponse<Response<Body>>>,
+}
+
+impl Empty {
+    /// The next write; None: a watch or a list was asked for.
+    async fn next(&mut self) -> Option<(String, Asked)> {
+        let next = tokio::time::timeout(SOON, self.api.handle.next_request()).await;
+        let (request, answer) = next.expect("a request").expect("the client is gone");
+        let what = format!("{} {}", request.method(), request.uri().path());
+        let query = request.uri().query().unwrap_or_default().to_owned();
+        if request.method() != "GET" {
+            let bytes = request.into_body().collect_bytes().await.unwrap();
+            let body = serde_json::from_slice(&bytes).unwrap_or_default();
+            return Some((what, Asked { query, body, answer }));
+        }
+        match query.contains("watch=") {
+            true => self.watches.push(answer),
+            false => Asked { query, body: Value::Null, answer }.answer(200, capacities(&[])),
+        }
+        None
+    }
+
+    async fn write(&mut self) -> (String, Asked) {
+        loop {
+            if let Some(write) = self.next().await {
+                return write;
             }
         }
     }
-    let driver = "/apis/storage.k8s.io/v1/csidrivers/lvm.lvprov.io";
-    scene.api.expect("PATCH", driver).await.answer(200, json!({"metadata": {}, "spec": {}}));
-    // The watch shows it, and breaks; when it is back the object has gone.
-    let object = published.unwrap();
-    let name = object["metadata"]["name"].as_str().unwrap().to_owned();
-    let expired = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410, "reason": "Expired"});
-    let lines =
-        format!("{}\n{}\n", json!({"type": "ADDED", "object": object}), json!({"type": "ERROR", "object": expired}));
-    watch.unwrap().send_response(Response::new(Body::from(lines.into_bytes())));
-    scene.api.expect("GET", CAPACITIES).await.answer(200, capacities(&[]));
-    let mut again = Vec::new();
-    while again.len() < 2 {
-        let (request, answer) = tokio::time::timeout(SOON, scene.api.handle.next_request()).await.unwrap().unwrap();
-        again.push(format!("{} {}", request.method(), request.uri().path()));
-        // Neither is answered: the first is the watch, which goes on.
-        std::mem::forget(answer);
+
+    /// Has the watch bring these, and then break.
+    async fn watch_brings(&mut self, events: &[Value]) {
+        while self.watches.is_empty() {
+            assert!(self.next().await.is_none(), "an unexpected write");
+        }
+        let lines: String = events.iter().map(|event| format!("{event}\n")).collect();
+        self.watches.remove(0).send_response(Response::new(Body::from(lines.into_bytes())));
     }
-    again.sort();
-    assert_eq!(again, [format!("GET {CAPACITIES}"), format!("PATCH {CAPACITIES}/{name}")]);
+
+    /// The first capacity of all, and the driver.
+    async fn first_capacity(&mut self) -> Value {
+        let (_, asked) = self.write().await;
+        let mut object = asked.body.clone();
+        object["metadata"]["uid"] = json!("u");
+        object["metadata"]["resourceVersion"] = json!("6");
+        asked.answer(200, object.clone());
+        let (what, asked) = self.write().await;
+        assert!(what.starts_with("PATCH /apis/storage.k8s.io/v1/csidrivers/"), "{what}");
+        asked.answer(200, json!({"metadata": {}, "spec": {}}));
+        object
+    }
+}
+
+fn patch_of(object: &Value) -> String {
+    format!("PATCH {CAPACITIES}/{}", object["metadata"]["name"].as_str().unwrap())
+}
+
+#[tokio::test]
+async fn a_capacity_that_a_new_list_lacks_is_published_anew_and_at_once() {
+    let Publishing { scene, changed: _changed, mut class_writer, node_objects, running } = publishing().await;
+    brings(&mut class_writer, vec![class()]);
+    brings_nodes(&node_objects);
+    let mut server = Empty { api: scene.api, watches: Vec::new() };
+    let object = server.first_capacity().await;
+    // The watch shows it, and breaks; when it is back the object has gone.
+    let expired = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410, "reason": "Expired"});
+    let events = [json!({"type": "ADDED", "object": object}), json!({"type": "ERROR", "object": expired})];
+    server.watch_brings(&events).await;
+    assert_eq!(server.write().await.0, patch_of(&object));
+    running.abort();
+}
+
+#[tokio::test]
+async fn a_capacity_that_is_wanted_again_is_published_although_the_watch_has_not_shown_its_end() {
+    let Publishing { scene, changed, mut class_writer, node_objects, running } = publishing().await;
+    brings(&mut class_writer, vec![class()]);
+    brings_nodes(&node_objects);
+    let mut server = Empty { api: scene.api, watches: Vec::new() };
+    let object = server.first_capacity().await;
+    server.watch_brings(&[json!({"type": "ADDED", "object": object})]).await;
+    let class = || -> StorageClass { serde_json::from_value(class()).unwrap() };
+    class_writer.apply_watcher_event(&Event::Delete(class()));
+    changed.send(ClassChanged::Any).unwrap();
+    let (what, asked) = server.write().await;
+    assert_eq!(what, patch_of(&object).replace("PATCH", "DELETE"));
+    asked.answer(200, object.clone());
+    class_writer.apply_watcher_event(&Event::Apply(class()));
+    changed.send(ClassChanged::Any).unwrap();
+    assert_eq!(server.write().await.0, patch_of(&object));
     running.abort();
 }
 
