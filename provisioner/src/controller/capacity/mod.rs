@@ -119,14 +119,20 @@ fn room_of(object: &CSIStorageCapacity) -> Option<Room> {
     Some(Room { free: bytes(&object.capacity)?, largest: bytes(&object.maximum_volume_size)? })
 }
 
+/// The nodes that an object speaks of.
+fn nodes_of(object: &CSIStorageCapacity) -> Vec<&str> {
+    let Some(topology) = &object.node_topology else { return Vec::new() };
+    let one = topology.match_labels.iter().flatten().filter(|(key, _)| *key == TOPOLOGY_NODE).map(|(_, node)| node);
+    let many = topology.match_expressions.iter().flatten().flat_map(|one| one.values.iter().flatten());
+    one.chain(many).map(String::as_str).collect()
+}
+
 /// What is said of each node of a class now.
 fn said(there: &BTreeMap<String, Arc<CSIStorageCapacity>>) -> HashMap<(&str, &str), Room> {
     let mut said = HashMap::new();
     for object in there.values() {
-        let (Some(topology), Some(room)) = (&object.node_topology, room_of(object)) else { continue };
-        let one = topology.match_labels.iter().flatten().filter(|(key, _)| *key == TOPOLOGY_NODE).map(|(_, node)| node);
-        let many = topology.match_expressions.iter().flatten().flat_map(|one| one.values.iter().flatten());
-        said.extend(one.chain(many).map(|node| ((object.storage_class_name.as_str(), node.as_str()), room)));
+        let Some(room) = room_of(object) else { continue };
+        said.extend(nodes_of(object).into_iter().map(|node| ((object.storage_class_name.as_str(), node), room)));
     }
     said
 }
@@ -290,13 +296,17 @@ impl Publisher {
             }
         }
         drop(writes);
-        // What takes the place of a shared one comes first, or its nodes would be refused meanwhile.
-        let awaits = |class: &String| failed && wanted.shared.contains(class);
-        let goes = |name: &String, class: &String| {
+        let goes = |name: &String, object: &CSIStorageCapacity| {
+            let class = &object.storage_class_name;
+            let nodes = nodes_of(object);
+            let shared = nodes.len() > 1 || wanted.shared.contains(class);
+            // What takes the place of a shared one comes first, or its nodes would be refused meanwhile.
+            let awaits = shared
+                && (failed || nodes.iter().any(|node| wanted.waiting.contains(&(class.clone(), (*node).to_owned()))));
             let keep = wanted.keep.contains(name) || wanted.keep_all_of.contains(class);
-            !(wanted.publish.contains_key(name) || keep || awaits(class))
+            !(wanted.publish.contains_key(name) || keep || awaits)
         };
-        let gone = there.iter().filter(|(name, object)| goes(name, &object.storage_class_name));
+        let gone = there.iter().filter(|(name, object)| goes(name, object));
         let gone: Vec<_> = gone.map(|(name, object)| (name.clone(), object.uid())).collect();
         let mut deletions =
             stream::iter(gone.into_iter().map(|one| withdraw(api.clone(), one))).buffer_unordered(AT_ONCE);

@@ -65,6 +65,9 @@ pub struct Wanted {
     pub publish: BTreeMap<String, Published>,
     /// To be left as they are: their nodes are silent, but not for long.
     pub keep: BTreeSet<String>,
+    /// Classes and nodes of which the same is true, where each node has its own:
+    /// one that it still shares with others is to be left, too.
+    pub waiting: BTreeSet<(String, String)>,
     /// All objects of these classes are to be left, for the same reason.
     pub keep_all_of: BTreeSet<String>,
     /// The classes whose nodes share objects.
@@ -154,12 +157,13 @@ impl Wanted {
 
     fn each(&mut self, class: &str, known: &[(&str, Known)]) {
         for (node, known) in known {
+            if !matches!(known, Known::Has(_)) {
+                self.keep.insert(object_name(class, &[node]));
+                self.waiting.insert((class.to_owned(), (*node).to_owned()));
+            }
             match known {
-                Known::NotYet => drop(self.keep.insert(object_name(class, &[node]))),
-                Known::Silent(left) => {
-                    self.keep.insert(object_name(class, &[node]));
-                    self.look_within(*left);
-                }
+                Known::NotYet => {}
+                Known::Silent(left) => self.look_within(*left),
                 Known::Has(room) => self.publish(class.to_owned(), vec![(*node).to_owned()], *room),
             }
         }
@@ -302,6 +306,8 @@ mod tests {
         assert!(wanted.publish.is_empty());
         let kept: BTreeSet<_> = ["new", "late"].map(|node| object_name("fast", &[node])).into();
         assert_eq!(wanted.keep, kept);
+        let waiting: BTreeSet<_> = ["new", "late"].map(|node| ("fast".to_owned(), node.to_owned())).into();
+        assert_eq!(wanted.waiting, waiting);
         let again = wanted.again.unwrap();
         assert!(again > Duration::from_secs(15) && again <= Duration::from_secs(20), "{again:?}");
     }

@@ -11,6 +11,8 @@ use kube::runtime::reflector::ObjectRef;
 use kube::runtime::reflector::store::Writer;
 use tokio::sync::broadcast;
 
+use crate::names::TOPOLOGY_NODE;
+
 const CAPACITIES: &str = "/apis/storage.k8s.io/v1/namespaces/ns/csistoragecapacities";
 
 fn brings<K>(writer: &mut Writer<K>, objects: Vec<Value>)
@@ -97,13 +99,19 @@ async fn a_new_leader_withdraws_no_capacity_before_it_knows_classes_and_nodes() 
     running.abort();
 }
 
-/// The API server, without any capacity: lists are answered, watches kept.
-struct Empty {
+/// The API server: lists are answered with this one, watches kept.
+struct Server {
     api: ApiServer,
+    list: Value,
     watches: Vec<SendResponse<Response<Body>>>,
 }
 
-impl Empty {
+impl Server {
+    /// Without any capacity.
+    fn empty(api: ApiServer) -> Self {
+        Self { api, list: capacities(&[]), watches: Vec::new() }
+    }
+
     /// The next write; None: a watch or a list was asked for.
     async fn next(&mut self) -> Option<(String, Asked)> {
         let next = tokio::time::timeout(SOON, self.api.handle.next_request()).await;
@@ -117,7 +125,7 @@ impl Empty {
         }
         match query.contains("watch=") {
             true => self.watches.push(answer),
-            false => Asked { query, body: Value::Null, answer }.answer(200, capacities(&[])),
+            false => Asked { query, body: Value::Null, answer }.answer(200, self.list.clone()),
         }
         None
     }
@@ -162,7 +170,7 @@ async fn a_capacity_that_a_new_list_lacks_is_published_anew_and_at_once() {
     let Publishing { scene, changed: _changed, mut class_writer, node_objects, running } = publishing().await;
     brings(&mut class_writer, vec![class()]);
     brings_nodes(&node_objects);
-    let mut server = Empty { api: scene.api, watches: Vec::new() };
+    let mut server = Server::empty(scene.api);
     let object = server.first_capacity().await;
     // The watch shows it, and breaks; when it is back the object has gone.
     let expired = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410, "reason": "Expired"});
@@ -177,7 +185,7 @@ async fn a_capacity_that_is_wanted_again_is_published_although_the_watch_has_not
     let Publishing { scene, changed, mut class_writer, node_objects, running } = publishing().await;
     brings(&mut class_writer, vec![class()]);
     brings_nodes(&node_objects);
-    let mut server = Empty { api: scene.api, watches: Vec::new() };
+    let mut server = Server::empty(scene.api);
     let object = server.first_capacity().await;
     server.watch_brings(&[json!({"type": "ADDED", "object": object})]).await;
     let class = || -> StorageClass { serde_json::from_value(class()).unwrap() };
@@ -189,6 +197,36 @@ async fn a_capacity_that_is_wanted_again_is_published_although_the_watch_has_not
     class_writer.apply_watcher_event(&Event::Apply(class()));
     changed.send(ClassChanged::Any).unwrap();
     assert_eq!(server.write().await.0, patch_of(&object));
+    running.abort();
+}
+
+/// As after a start with another `--capacities-shared-from`, or with fewer nodes.
+#[tokio::test]
+async fn a_shared_capacity_stays_until_each_of_its_nodes_has_its_own() {
+    let Publishing { scene, changed, mut class_writer, node_objects, running } = publishing().await;
+    let place = |state| scene.ctx.nodes.place(View::of("n2", state), scene.node.channel.clone());
+    place(State::Connecting);
+    let shared = json!({
+        "metadata": {"name": "lvprov-shared", "namespace": "ns", "uid": "s", "resourceVersion": "5"},
+        "storageClassName": "fast", "capacity": "1Gi", "maximumVolumeSize": "1Gi",
+        "nodeTopology": {"matchExpressions": [{"key": TOPOLOGY_NODE, "operator": "In", "values": ["n1", "n2"]}]},
+    });
+    let mut server = Server { api: scene.api, list: capacities(&[&shared]), watches: Vec::new() };
+    brings(&mut class_writer, vec![class()]);
+    brings_nodes(&node_objects);
+    let (of_n1, asked) = server.write().await;
+    let body = asked.body.clone();
+    assert_eq!(body["nodeTopology"]["matchLabels"][TOPOLOGY_NODE], "n1", "{of_n1}");
+    asked.answer(200, body);
+    changed.send(ClassChanged::Any).unwrap();
+    place(State::Up(vec![Group::of("vg0", 20 * GIB, 10 * GIB, 4 << 20)]));
+    changed.send(ClassChanged::Any).unwrap();
+    // Nothing was withdrawn before this.
+    let (of_n2, asked) = server.write().await;
+    let body = asked.body.clone();
+    assert_eq!(body["nodeTopology"]["matchLabels"][TOPOLOGY_NODE], "n2", "{of_n2}");
+    asked.answer(200, body);
+    assert_eq!(server.write().await.0, format!("DELETE {CAPACITIES}/lvprov-shared"));
     running.abort();
 }
 
