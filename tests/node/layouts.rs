@@ -138,7 +138,7 @@ fn whole_life(node: &Node) -> Result<()> {
     for (number, parameters, mib, leg, legs, layout) in cases {
         let claim = uid(number);
         reported(&service, |group| group["free"] == 4080 * MIB)?;
-        let ran = kinds(node, || {
+        let mut ran = kinds(node, || {
             let made = create(&service, &claim, 321 * MIB, parameters)?;
             ensure!(made["bytes"] == mib * MIB, "{made}");
             reported(&service, |group| group["free"] == (4080 - leg * legs as u64) * MIB)?;
@@ -148,6 +148,9 @@ fn whole_life(node: &Node) -> Result<()> {
             ))?;
             Ok(())
         })?;
+        // LVM writes the metadata of a mirror several times: a slow machine may see two changes.
+        ensure!(ran.len() <= 4, "{layout}: {ran:?}");
+        ran.dedup();
         ensure!(ran == ["report: lvm vgs", "mutate: lvm lvcreate", "report: lvm vgs"], "{layout}: {ran:?}");
         let free: Vec<u64> =
             (0..4).map(|i| if i < 4 - legs { 1020 } else { 1020 - leg }).map(|mib| mib * MIB).collect();
