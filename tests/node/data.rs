@@ -1,7 +1,7 @@
 //! Data volumes: mounted, kept, grown, and never given to the wrong one.
 
 use crate::service::Service;
-use crate::{create, uid};
+use crate::{create, lose_superblock, uid};
 use anyhow::{Context, Result, ensure};
 use lvprov_tests::Test;
 use lvprov_tests::driver::{Call, call};
@@ -236,7 +236,7 @@ fn mkfs_left_nothing(node: &Node) -> Result<()> {
     node.run(["touch", &format!("{}/file", call.directory())])?;
     call.unmount(node)?.success()?;
     // From now on it is one in use.
-    node.sh(&format!("dd if=/dev/zero of={device} bs=4096 count=1 conv=notrunc,fsync status=none"))?;
+    lose_superblock(node, &device)?;
     call.mount(node)?.failure(&["superblock may be damaged", "Nothing is formatted", "e2fsck"])
 }
 
@@ -249,7 +249,7 @@ fn lost_superblock(node: &Node) -> Result<()> {
     node.sh(&format!("echo precious > {}/file && sync", call.directory()))?;
     call.unmount(node)?.success()?;
     let device = format!("/dev/vg0/pvc-{}", uid(11));
-    node.sh(&format!("dd if=/dev/zero of={device} bs=4096 count=1 conv=notrunc,fsync status=none"))?;
+    lose_superblock(node, &device)?;
     call.mount(node)?.failure(&["superblock may be damaged", "Nothing is formatted", "xfs_repair"])?;
     ensure!(!call.is_mounted(node)?);
     node.exec(["xfs_repair", &device])?;

@@ -7,6 +7,7 @@ use lvprov_tests::Test;
 use lvprov_tests::driver::Call;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 use xtask::testbed::Node;
 
 pub const TESTS: [Test<Node>; 13] = [
@@ -115,7 +116,7 @@ fn reported(service: &Service<'_>, expected: impl Fn(&Value) -> bool) -> Result<
         if let Some(group) = group.filter(|group| expected(group)) {
             return Ok(group);
         }
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        std::thread::sleep(Duration::from_millis(100));
     }
     anyhow::bail!("not reported: {:?}", service.call(&["watch", "1"])?)
 }
@@ -138,8 +139,11 @@ fn whole_life(node: &Node) -> Result<()> {
     for (number, parameters, mib, leg, legs, layout) in cases {
         let claim = uid(number);
         reported(&service, |group| group["free"] == 4080 * MIB)?;
-        let mut ran = kinds(node, || {
+        let mut took = Duration::ZERO;
+        let ran = kinds(node, || {
+            let begun = Instant::now();
             let made = create(&service, &claim, 321 * MIB, parameters)?;
+            took = begun.elapsed();
             ensure!(made["bytes"] == mib * MIB, "{made}");
             reported(&service, |group| group["free"] == (4080 - leg * legs as u64) * MIB)?;
             node.sh(&format!(
@@ -148,10 +152,10 @@ fn whole_life(node: &Node) -> Result<()> {
             ))?;
             Ok(())
         })?;
-        // LVM writes the metadata of a mirror several times: a slow machine may see two changes.
-        ensure!(ran.len() <= 4, "{layout}: {ran:?}");
-        ran.dedup();
-        ensure!(ran == ["report: lvm vgs", "mutate: lvm lvcreate", "report: lvm vgs"], "{layout}: {ran:?}");
+        let expected = ["report: lvm vgs", "mutate: lvm lvcreate", "report: lvm vgs", "report: lvm vgs"];
+        // What is under way for more than a second is reported before its end, too.
+        let late = took > Duration::from_secs(1) && ran == expected;
+        ensure!(late || ran == expected[..3], "{layout}: {ran:?} in {took:?}");
         let free: Vec<u64> =
             (0..4).map(|i| if i < 4 - legs { 1020 } else { 1020 - leg }).map(|mib| mib * MIB).collect();
         reported(&service, |group| group["disks"] == serde_json::json!(free))?;

@@ -1,5 +1,6 @@
 //! Log volumes: shared, bounded, kept.
 
+use crate::lose_superblock;
 use crate::service::Service;
 use anyhow::{Result, ensure};
 use lvprov_tests::Test;
@@ -231,7 +232,8 @@ fn half_made(node: &Node) -> Result<()> {
     call.mount(node)?.success()?;
     call.unmount(node)?.success()?;
     // In use once, it is never formatted again.
-    node.sh(&format!("umount /var/log/lvprov/logs/half && dd if=/dev/zero of=/dev/vg0/{name} bs=4096 count=1 conv=notrunc,fsync status=none"))?;
+    node.run(["umount", "/var/log/lvprov/logs/half"])?;
+    lose_superblock(node, &format!("/dev/vg0/{name}"))?;
     call.mount(node)?.failure(&["has had one", "Nothing is formatted"])
 }
 

@@ -114,6 +114,12 @@ fn mark_new(node: &Node, namespace: &str, claim_uid: &str) -> Result<()> {
     Ok(())
 }
 
+/// Takes the first superblock of what is unmounted.
+fn lose_superblock(node: &Node, device: &str) -> Result<()> {
+    node.sh(&format!("dd if=/dev/zero of={device} bs=4096 count=1 conv=notrunc,fsync status=none"))?;
+    Ok(())
+}
+
 /// A claim UID of its own for each number.
 fn uid(number: u32) -> String {
     format!("0f0e7f0a-1111-4222-8333-{number:012x}")

@@ -1,6 +1,6 @@
 //! The node service on real LVM, called as the controller calls it.
 
-use crate::{COMMANDS, kinds, uid};
+use crate::{COMMANDS, kinds, lose_superblock, uid};
 use anyhow::{Context, Result, bail, ensure};
 use lvprov_tests::Test;
 use lvprov_tests::driver::Call;
@@ -244,7 +244,7 @@ fn damaged_and_old(node: &Node) -> Result<()> {
     let call = Call::data("default", "web-0", "service-14", &id);
     call.mount(node)?.success()?;
     call.unmount(node)?.success()?;
-    node.sh(&format!("dd if=/dev/zero of=/dev/vg0/pvc-{id} bs=4096 count=1 conv=notrunc,fsync status=none"))?;
+    lose_superblock(node, &format!("/dev/vg0/pvc-{id}"))?;
     let lv_uuid = || node.run(["lvs", "--noheadings", "-o", "lv_uuid", &format!("vg0/pvc-{id}")]);
     let used = lv_uuid()?;
     // Made long ago, as lvs tells.
@@ -262,7 +262,7 @@ fn damaged_and_old(node: &Node) -> Result<()> {
     service.create(&id)?;
     // One made just now was cut off before it was marked, and is nobody's yet.
     let new = lv_uuid()?;
-    node.sh(&format!("dd if=/dev/zero of=/dev/vg0/pvc-{id} bs=4096 count=1 conv=notrunc,fsync status=none"))?;
+    lose_superblock(node, &format!("/dev/vg0/pvc-{id}"))?;
     service.create(&id)?;
     ensure!(lv_uuid()? != new, "it was not made anew");
     service.delete(&id)?;
@@ -549,7 +549,7 @@ fn collect_unused(node: &Node) -> Result<()> {
         data.mount(node)?.success()?;
         data.unmount(node)?.success()?;
     }
-    node.sh(&format!("dd if=/dev/zero of=/dev/vg0/pvc-{damaged} bs=4096 count=1 conv=notrunc,fsync status=none"))?;
+    lose_superblock(node, &format!("/dev/vg0/pvc-{damaged}"))?;
     let collect =
         |id: &str| service.ask(&["collect", &format!("\"kind\":\"data\",\"lv\":\"pvc-{id}\""), "--only-unused"]);
     for id in [&used, &damaged] {
