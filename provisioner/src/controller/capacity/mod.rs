@@ -120,11 +120,11 @@ fn room_of(object: &CSIStorageCapacity) -> Option<Room> {
 }
 
 /// The nodes that an object speaks of.
-fn nodes_of(object: &CSIStorageCapacity) -> Vec<&str> {
-    let Some(topology) = &object.node_topology else { return Vec::new() };
-    let one = topology.match_labels.iter().flatten().filter(|(key, _)| *key == TOPOLOGY_NODE).map(|(_, node)| node);
-    let many = topology.match_expressions.iter().flatten().flat_map(|one| one.values.iter().flatten());
-    one.chain(many).map(String::as_str).collect()
+fn nodes_of(object: &CSIStorageCapacity) -> impl Iterator<Item = &str> {
+    let labels = object.node_topology.iter().flat_map(|topology| topology.match_labels.iter().flatten());
+    let one = labels.filter(|(key, _)| *key == TOPOLOGY_NODE).map(|(_, node)| node);
+    let terms = object.node_topology.iter().flat_map(|topology| topology.match_expressions.iter().flatten());
+    one.chain(terms.flat_map(|term| term.values.iter().flatten())).map(String::as_str)
 }
 
 /// What is said of each node of a class now.
@@ -132,7 +132,7 @@ fn said(there: &BTreeMap<String, Arc<CSIStorageCapacity>>) -> HashMap<(&str, &st
     let mut said = HashMap::new();
     for object in there.values() {
         let Some(room) = room_of(object) else { continue };
-        said.extend(nodes_of(object).into_iter().map(|node| ((object.storage_class_name.as_str(), node), room)));
+        said.extend(nodes_of(object).map(|node| ((object.storage_class_name.as_str(), node), room)));
     }
     said
 }
@@ -298,13 +298,14 @@ impl Publisher {
         drop(writes);
         let goes = |name: &String, object: &CSIStorageCapacity| {
             let class = &object.storage_class_name;
-            let nodes = nodes_of(object);
-            let shared = nodes.len() > 1 || wanted.shared.contains(class);
-            // What takes the place of a shared one comes first, or its nodes would be refused meanwhile.
-            let awaits = shared
-                && (failed || nodes.iter().any(|node| wanted.waiting.contains(&(class.clone(), (*node).to_owned()))));
-            let keep = wanted.keep.contains(name) || wanted.keep_all_of.contains(class);
-            !(wanted.publish.contains_key(name) || keep || awaits)
+            let keep = || nodes_of(object).any(|node| wanted.keep.contains(&(class.clone(), node.to_owned())));
+            let shared = || wanted.shared.contains(class) || nodes_of(object).nth(1).is_some();
+            let stays = wanted.publish.contains_key(name)
+                || wanted.keep_all_of.contains(class)
+                || keep()
+                // What takes the place of a shared one comes first, or its nodes would be refused meanwhile.
+                || failed && shared();
+            !stays
         };
         let gone = there.iter().filter(|(name, object)| goes(name, object));
         let gone: Vec<_> = gone.map(|(name, object)| (name.clone(), object.uid())).collect();

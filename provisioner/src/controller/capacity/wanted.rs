@@ -63,11 +63,9 @@ pub struct Published {
 pub struct Wanted {
     /// To be there, with these sizes.
     pub publish: BTreeMap<String, Published>,
-    /// To be left as they are: their nodes are silent, but not for long.
-    pub keep: BTreeSet<String>,
-    /// Classes and nodes of which the same is true, where each node has its own:
-    /// one that it still shares with others is to be left, too.
-    pub waiting: BTreeSet<(String, String)>,
+    /// Classes and nodes whose objects are to be left as they are, also one that a
+    /// node still shares with others: the nodes are silent, but not for long.
+    pub keep: BTreeSet<(String, String)>,
     /// All objects of these classes are to be left, for the same reason.
     pub keep_all_of: BTreeSet<String>,
     /// The classes whose nodes share objects.
@@ -158,8 +156,7 @@ impl Wanted {
     fn each(&mut self, class: &str, known: &[(&str, Known)]) {
         for (node, known) in known {
             if !matches!(known, Known::Has(_)) {
-                self.keep.insert(object_name(class, &[node]));
-                self.waiting.insert((class.to_owned(), (*node).to_owned()));
+                self.keep.insert((class.to_owned(), (*node).to_owned()));
             }
             match known {
                 Known::NotYet => {}
@@ -281,7 +278,7 @@ mod tests {
             |class: &str| wanted.publish.values().filter(|one| one.class == class).map(|one| &*one.nodes[0]).collect();
         let (fast, zoned): (BTreeSet<&str>, BTreeSet<&str>) = (of("fast"), of("zoned"));
         assert_eq!((fast, zoned), (BTreeSet::from(["a", "b", "c"]), BTreeSet::from(["a"])));
-        assert_eq!(wanted.keep, ["new", "late"].map(|node| object_name("fast", &[node])).into());
+        assert_eq!(wanted.keep, ["new", "late"].map(|node| ("fast".to_owned(), node.to_owned())).into());
     }
 
     #[test]
@@ -304,10 +301,8 @@ mod tests {
         ];
         let wanted = each(&classes, &nodes);
         assert!(wanted.publish.is_empty());
-        let kept: BTreeSet<_> = ["new", "late"].map(|node| object_name("fast", &[node])).into();
+        let kept: BTreeSet<_> = ["new", "late"].map(|node| ("fast".to_owned(), node.to_owned())).into();
         assert_eq!(wanted.keep, kept);
-        let waiting: BTreeSet<_> = ["new", "late"].map(|node| ("fast".to_owned(), node.to_owned())).into();
-        assert_eq!(wanted.waiting, waiting);
         let again = wanted.again.unwrap();
         assert!(again > Duration::from_secs(15) && again <= Duration::from_secs(20), "{again:?}");
     }
